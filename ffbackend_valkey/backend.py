@@ -1,0 +1,313 @@
+"""The Backend over one standalone server (or the in-process store).
+
+One multiplexed connection carries every call of an event loop. A call is sent at most once per try; a
+lost reply is repeated only where repeating is harmless, which is every operation that carries an id, a
+fence or a claim id (`Args.REPEATABLE`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from ffbackend_valkey import keys
+from ffbackend_valkey.binding import Binding, Word, all_args, bind
+from ffbackend_valkey.connection import FunctionMissing
+from ffbackend_valkey.library import Library, Loaded, judge, library
+from ffcore.args import Args
+from ffcore.backend import BlockingCalls, StoreConfig, Subscription
+from ffcore.errors import EngineBug, EngineError, Incompatible, InvalidArgument, NotInitialised, Unavailable
+from ffcore.ids import PartitionKey, partition_index
+
+R = TypeVar("R")
+Reply = Any
+log = logging.getLogger("flowfabric.backend")
+
+PATIENCE_S = 5.0
+"""How long a repeatable call keeps trying while the store is away."""
+
+
+class Calls(Protocol):
+    def call(self, *command: Word) -> asyncio.Future[Reply]: ...
+    async def close(self) -> None: ...
+
+
+class Blocking(Protocol):
+    def call(self, *command: Word) -> Reply: ...
+    def close(self) -> None: ...
+
+
+class Listening(Protocol):
+    async def subscribe(self, channel: str, listener: Callable[[str, bytes], None]) -> None: ...
+    async def unsubscribe(self, channel: str, listener: Callable[[str, bytes], None] | None = None) -> None: ...
+    def on_gap(self, callback: Callable[[], None]) -> None: ...
+    def off_gap(self, callback: Callable[[], None]) -> None: ...
+    async def close(self) -> None: ...
+
+
+class Store(Protocol):
+    """Opens the kinds of connection a backend needs; one per URL (`stores.py`)."""
+
+    url: str
+    fresh_initialises: bool
+    """embedded:// and memory:// initialise themselves; any other store wants `ff init`."""
+
+    async def calls(self) -> Calls: ...
+    def blocking(self) -> Blocking: ...
+    def listening(self) -> Listening: ...
+    async def close(self) -> None: ...
+
+
+def _refuse(partition: str, config: StoreConfig) -> None:
+    raise InvalidArgument(f"{partition} is not a partition of this store, which has {msgspec.to_builtins(config)}")
+
+
+class ValkeyBackend:
+    """Backend over one server. Use `ffbackend_valkey.connect`; methods belong to the event loop's thread."""
+
+    def __init__(self, store: Store, calls: Calls, lib: Library, *, patience: float = PATIENCE_S) -> None:
+        self._store, self._calls, self._library = store, calls, lib
+        self._bindings = bindings_of(lib)
+        self._patience = patience
+        self._config: StoreConfig | None = None
+        self._listening: Listening | None = None
+        self._known: frozenset[str] = frozenset()
+        self._loading: asyncio.Lock = asyncio.Lock()
+
+    # ---- facts
+
+    @property
+    def config(self) -> StoreConfig:
+        if self._config is None:
+            raise NotInitialised("the store is not initialised; run `ff init`")
+        return self._config
+
+    @property
+    def initialised(self) -> bool:
+        return self._config is not None
+
+    @property
+    def url(self) -> str:
+        return self._store.url
+
+    @property
+    def grouped(self) -> bool:
+        return True
+
+    @property
+    def library(self) -> Library:
+        return self._library
+
+    # ---- calls
+
+    async def call(self, args: Args[R]) -> R:
+        """One atomic transition. See `ffcore.backend.Backend.call`."""
+        binding = self._bindings.get(type(args))
+        if binding is None:
+            raise EngineBug(f"{type(args).__name__} names no function of this library")
+        for partition in binding.partitions(args):
+            if partition not in self._known:
+                self._check_partition(partition)
+        command = binding.request(args)
+        try:
+            raw = await self._calls.call(*command)
+        except EngineError as failed:
+            raw = await self._repeat(lambda: self._calls.call(*command), failed, args)
+        outcome: R = binding.outcome(raw)
+        return outcome
+
+    def _check_partition(self, partition: str) -> None:
+        if self._config is None and self._known:
+            raise NotInitialised("the store is not initialised; run `ff init`")
+        if self._config is not None:
+            family = partition[1 : partition.index(":")]
+            if partition_index(partition) >= getattr(self._config, family, 0):
+                _refuse(partition, self._config)
+
+    async def _repeat(self, send: Callable[[], Awaitable[Reply]], failed: EngineError, args: Args[Any]) -> Reply:
+        """Go on after a failed try: load a missing library, wait for a store that is away. The last failure
+        says whether any of the tries may have taken effect."""
+        deadline, pause, applied = time.monotonic() + self._patience, 0.02, False
+        while True:
+            applied = applied or getattr(failed, "may_have_applied", False)
+            if isinstance(failed, FunctionMissing):
+                # Nothing ran, so repeating is always right. The server was replaced or flushed its functions.
+                await self.load_library()
+            elif isinstance(failed, EngineBug):
+                raise EngineBug(self._library.locate(str(failed))) from failed
+            elif not isinstance(failed, Unavailable):
+                raise failed
+            elif failed.code == "closed" or (applied and not args.REPEATABLE) or time.monotonic() + pause > deadline:
+                if applied and not failed.may_have_applied:
+                    raise Unavailable(str(failed), may_have_applied=True, code=failed.code, detail=failed.detail) from failed
+                raise failed
+            else:
+                await asyncio.sleep(pause * (0.5 + random.random()))  # noqa: S311 - jitter, no secret
+                pause = min(pause * 2, 0.5)
+            try:
+                return await send()
+            except EngineError as again:
+                failed = again
+
+    async def call_all(self, batch: Sequence[Args[R]]) -> list[R | EngineError]:
+        """Many transitions in one turn of the loop; each succeeds or fails on its own."""
+        results = await asyncio.gather(*(self.call(args) for args in batch), return_exceptions=True)
+        out: list[R | EngineError] = []
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, EngineError):
+                raise result
+            out.append(result)
+        return out
+
+    async def command(self, *words: Word) -> Reply:
+        """One plain command, for boot checks and tools; never a blocking one."""
+        return await self._calls.call(*words)
+
+    # ---- messages
+
+    async def subscribe(
+        self, channels: Sequence[str], on_message: Callable[[str, bytes], None], on_gap: Callable[[], None] | None = None
+    ) -> Subscription:
+        if self._listening is None:
+            self._listening = self._store.listening()
+        listening = self._listening
+        await asyncio.gather(*(listening.subscribe(c, on_message) for c in channels))
+        if on_gap is not None:
+            listening.on_gap(on_gap)
+        return _Subscription(listening, list(channels), on_message, on_gap)
+
+    def worker_channel(self, partition: PartitionKey, name: str) -> str:
+        return keys.worker_channel(partition, name)
+
+    def client_channel(self, partition: PartitionKey, name: str) -> str:
+        return keys.client_channel(partition, name)
+
+    def ticker_channel(self, partition: PartitionKey) -> str:
+        return keys.ticker_channel(partition)
+
+    def blocking(self) -> BlockingCalls:
+        return _BlockingBackend(self._store.blocking(), self._bindings, self._library)
+
+    # ---- boot
+
+    async def loaded(self) -> Loaded | None:
+        """The library the server holds, or None."""
+        try:
+            raw = await self._calls.call("FCALL_RO", "ff_library", 0)
+        except FunctionMissing:
+            return None
+        return msgspec.json.decode(raw, type=Loaded)
+
+    async def load_library(self, *, replace: bool = False) -> Loaded | None:
+        """Load this program's library. Never over a newer one, nor over another of the same version unless
+        `replace` (`ff library upgrade`). Answers what was there before."""
+        async with self._loading:
+            there = await self.loaded()
+            if there is not None and not replace:
+                judge(self._library, there)
+                return there
+            if there is not None and there.version > self._library.version:
+                raise Incompatible(f"the store holds library version {there.version}; this program has {self._library.version}")
+            words: list[Word] = ["FUNCTION", "LOAD"]
+            if there is not None:
+                words.append("REPLACE")
+            try:
+                await self._calls.call(*words, self._library.source)
+            except EngineBug as refused:
+                # Two programs may load at the same moment: the second is told that it exists.
+                if "already exists" not in str(refused):
+                    raise EngineBug(self._library.locate(str(refused))) from refused
+            return there
+
+    async def read_config(self) -> StoreConfig | None:
+        """The partition counts `ff init` fixed, or None for a store that was never initialised."""
+        flat = await self._calls.call("HGETALL", keys.CONFIG)
+        if not flat:
+            return None
+        if isinstance(flat, dict):
+            pairs = {k.decode(): int(v) for k, v in flat.items()}
+        else:
+            pairs = {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
+        config = StoreConfig(**{k: v for k, v in pairs.items() if k in StoreConfig.__struct_fields__})
+        self._adopt(config)
+        return config
+
+    async def initialise(self, config: StoreConfig) -> StoreConfig:
+        """Create every partition, then the store's config. Repeatable; other counts than the stored are refused."""
+        from ffcore.contracts.upkeep import InitPartitionArgs
+
+        known = await self.read_config()
+        if known is not None and known != config:
+            raise Incompatible(
+                f"the store has {msgspec.to_builtins(known)} and partition counts never change; "
+                f"use another store, or connect without --partitions"
+            )
+        counts = msgspec.json.encode(config).decode()
+        self._adopt(config)
+        for family in ("fp", "b", "q", "w"):
+            for partition in config.keys(family):
+                await self.call(InitPartitionArgs(partition=partition, counts=counts))
+        # Last, so that a store whose init was interrupted is still uninitialised and can be initialised again.
+        flat: list[Word] = []
+        for name, value in msgspec.to_builtins(config).items():
+            flat += [name, value]
+        await self._calls.call("HSET", keys.CONFIG, *flat)
+        return config
+
+    def _adopt(self, config: StoreConfig) -> None:
+        self._config = config
+        self._known = frozenset(p for f in ("fp", "b", "q", "w") for p in config.keys(f))
+
+    async def close(self) -> None:
+        if self._listening is not None:
+            await self._listening.close()
+        await self._calls.close()
+        await self._store.close()
+
+
+class _Subscription:
+    def __init__(
+        self, listening: Listening, channels: list[str], on_message: Callable[[str, bytes], None], on_gap: Callable[[], None] | None
+    ) -> None:
+        self._listening, self._channels, self._on_message, self._on_gap = listening, channels, on_message, on_gap
+
+    async def close(self) -> None:
+        if self._on_gap is not None:
+            self._listening.off_gap(self._on_gap)
+        await asyncio.gather(*(self._listening.unsubscribe(c, self._on_message) for c in self._channels))
+
+
+class _BlockingBackend:
+    """Calls for a thread: same contracts, a connection of its own, no repeating (the renewal loop repeats)."""
+
+    def __init__(self, connection: Blocking, bindings: dict[type[Args[Any]], Binding], lib: Library) -> None:
+        self._connection, self._bindings, self._library = connection, bindings, lib
+
+    def call(self, args: Args[R]) -> R:
+        binding = self._bindings[type(args)]
+        try:
+            outcome: R = binding.outcome(self._connection.call(*binding.request(args)))
+        except FunctionMissing as missing:
+            raise Unavailable("the store lost its library; the next call of the event loop loads it", detail=str(missing)) from missing
+        return outcome
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+_bound: dict[str, dict[type[Args[Any]], Binding]] = {}
+
+
+def bindings_of(lib: Library) -> dict[type[Args[Any]], Binding]:
+    """Bindings of a library, compiled once per process."""
+    if lib.sha not in _bound:
+        _bound[lib.sha] = bind(lib, all_args())
+    return _bound[lib.sha]
+
+

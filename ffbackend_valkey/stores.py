@@ -1,0 +1,189 @@
+"""From a URL to a Backend: which connections it means, and the checks at boot.
+
+The rule: a store that could lose or hide work is refused or warned about here, once, before anything runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from ffbackend_valkey.backend import PATIENCE_S, Blocking, Calls, Listening, Store, ValkeyBackend
+from ffbackend_valkey.blocking import BlockingConnection
+from ffbackend_valkey.library import Library, judge, library
+from ffbackend_valkey.multiplexer import Multiplexer
+from ffbackend_valkey.subscriber import Subscriber
+from ffbackend_valkey.url import Target, parse_url
+from ffcore import limits
+from ffcore.backend import StoreConfig
+from ffcore.errors import EngineError, Incompatible, NotInitialised
+
+log = logging.getLogger("flowfabric.store")
+_warned: set[str] = set()
+
+
+class ServerStore:
+    """A server reached over a socket."""
+
+    fresh_initialises = False
+
+    def __init__(self, target: Target, *, timeout: float = 30.0) -> None:
+        self.target, self.url, self._timeout = target, target.display, timeout
+
+    async def calls(self) -> Calls:
+        return await Multiplexer.open(self.target, timeout=self._timeout)
+
+    def blocking(self) -> Blocking:
+        return BlockingConnection(self.target)
+
+    def listening(self) -> Listening:
+        return Subscriber(self.target)
+
+    async def close(self) -> None:
+        return None
+
+
+class EmbeddedStore(ServerStore):
+    """A server of its own for a directory, kept by a keeper process while anybody uses it."""
+
+    fresh_initialises = True
+
+    def __init__(self, directory: str, url: str) -> None:
+        self._directory, self._endpoint = Path(directory), None
+        self.url, self._timeout = url, 30.0
+
+    async def calls(self) -> Calls:
+        from ffbackend_valkey.embedded import open_embedded
+
+        self._endpoint: Any = await asyncio.to_thread(open_embedded, self._directory)
+        self.target = parse_url(self._endpoint.url)
+        return await super().calls()
+
+    async def close(self) -> None:
+        if self._endpoint is not None:
+            self._endpoint.close()
+
+
+class MemoryStore:
+    """The same library in this process, under a virtual clock."""
+
+    fresh_initialises = True
+
+    def __init__(self, name: str, url: str) -> None:
+        from ffbackend_valkey.memory import MemoryServer
+
+        self.server, self.url = MemoryServer.get(name), url
+
+    async def calls(self) -> Calls:
+        return self.server.link()
+
+    def blocking(self) -> Blocking:
+        return self.server.blocking()
+
+    def listening(self) -> Listening:
+        return self.server.subscriber()
+
+    async def close(self) -> None:
+        return None
+
+
+def store_of(url: str) -> Store:
+    """The store a URL names; nothing is opened yet."""
+    target = parse_url(url)
+    if target.kind == "embedded":
+        return EmbeddedStore(target.path, url)
+    if target.kind == "memory":
+        return MemoryStore(target.name, url)
+    if target.kind == "cluster":
+        raise Incompatible("this release speaks to one server; valkey+cluster:// comes with the cluster backend")
+    return ServerStore(target)
+
+
+async def connect(
+    url: str,
+    *,
+    init: bool | StoreConfig | None = None,
+    check: bool = True,
+    patience: float = PATIENCE_S,
+    lib: Library | None = None,
+    durability: Literal["accepted", "fsync", "replicated"] = "accepted",
+) -> ValkeyBackend:
+    """Open a Backend. Raises InvalidArgument (URL), Unavailable (no answer), Incompatible (a server, setting or
+    library that cannot serve us; the message names the remedy), NotInitialised (run `ff init`).
+
+    init: True or counts to initialise a fresh store; None only where the store initialises itself.
+    check: look at the server's settings and library first.
+    """
+    store = store_of(url)
+    try:
+        backend = ValkeyBackend(store, await store.calls(), lib or library(), patience=patience)
+    except BaseException:
+        await store.close()
+        raise
+    try:
+        if check:
+            await check_server(backend, durability)
+            if judge(backend.library, await backend.loaded()) == "load":
+                await backend.load_library()
+        known = await backend.read_config()
+        if known is None:
+            if init is None and not store.fresh_initialises or init is False:
+                if check:
+                    raise NotInitialised(f"{backend.url} holds no partitions; run `ff init [--partitions N]` once")
+            else:
+                await backend.initialise(init if isinstance(init, StoreConfig) else StoreConfig(fp=limits.PARTITIONS))
+        elif isinstance(init, StoreConfig):
+            await backend.initialise(init)
+    except BaseException:
+        await backend.close()
+        raise
+    return backend
+
+
+async def check_server(backend: ValkeyBackend, durability: str) -> list[str]:
+    """Refuse what may lose work, warn once about what may lose the last second of it. Answers the warnings."""
+    if backend.url.startswith("memory:"):
+        if durability != "accepted":
+            raise Incompatible(f"memory:// keeps nothing: durability={durability!r} needs a server with appendfsync always")
+        return []
+    info = (await backend.command("INFO", "server")).decode()
+    found = re.search(r"redis_version:(\d+)\.(\d+)", info)
+    if found and (int(found[1]), int(found[2])) < (7, 0):
+        raise Incompatible(f"the server is version {found[1]}.{found[2]}; Functions need Valkey >= 7.2 or Redis >= 7.0")
+    try:
+        settings = await _settings(backend)
+    except EngineError:
+        settings = {}
+    warnings: list[str] = []
+    if not settings:
+        warnings.append("the server does not let us read its CONFIG, so eviction and durability are unchecked; run `ff doctor`")
+    policy = settings.get("maxmemory-policy", "noeviction")
+    if policy != "noeviction":
+        raise Incompatible(f"maxmemory-policy is {policy}: the server may drop jobs; set it to noeviction")
+    if settings:
+        always = settings.get("appendonly") == "yes" and settings.get("appendfsync") == "always"
+        if durability == "fsync" and not always:
+            raise Incompatible("durability='fsync' needs appendonly yes and appendfsync always on the server")
+        if settings.get("appendonly") != "yes":
+            warnings.append("appendonly is off: a restart of the server forgets its jobs")
+        elif not always:
+            warnings.append("appendfsync is everysec: a power cut may lose the last second of acknowledged work")
+        if settings.get("maxmemory") == "0":
+            warnings.append("maxmemory is 0: the server has no bound of its own and may be killed when memory runs out")
+    for text in warnings:
+        if (backend.url + text) not in _warned and os.environ.get("FF_QUIET") != "1":
+            _warned.add(backend.url + text)
+            log.warning("%s: %s", backend.url, text)
+    return warnings
+
+
+async def _settings(backend: ValkeyBackend) -> dict[str, str]:
+    wanted = ("maxmemory-policy", "appendonly", "appendfsync", "maxmemory")
+    flat = await backend.command("CONFIG", "GET", *wanted)
+    if isinstance(flat, dict):
+        return {k.decode(): v.decode() for k, v in flat.items()}
+    return {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}

@@ -1,0 +1,251 @@
+"""The contracts: every request the engine takes and everything it may answer, one module per noun.
+
+Import from here; which module a type stands in is for readers of the source. Names of the seed are the
+seed's; what was added to them is listed in `added.py`.
+"""
+
+# Names are packed, several to a line: one to a line would be 600 of them. A test holds the list complete.
+# ruff: noqa: I001
+
+from __future__ import annotations
+
+from ffcore.contracts.added import ADDED, ADDED_VARIANTS
+from ffcore.contracts.admission import (
+    Admitted, AlreadyAdmitted, RateExceeded, ConcurrencyExceeded, CheckAdmissionResult, CheckAdmissionArgs,
+    Released, ReleaseAdmissionResult, ReleaseAdmissionArgs,
+)
+from ffcore.contracts.attempt import (
+    AttemptLifecycle, AttemptType, BackendTag, HandleKind, HandleOpaque, Handle, STUB_FRESH, STUB_RESUMED,
+    ClaimedExecution, Claimed, ClaimExecutionResult, ClaimExecutionArgs, ClaimedResumedExecution, ResumedClaimed,
+    ClaimResumedExecutionResult, ClaimResumedExecutionArgs, NotReclaimable, ReclaimCapExceeded, GrantNotFound,
+    ReclaimClaimed, ReclaimExecutionOutcome, Reclaimed, MaxReclaimsExceeded, ReclaimExecutionResult,
+    ReclaimExecutionArgs, Updated, UpdateProgressResult, UpdateProgressArgs,
+)
+from ffcore.contracts.batch import (
+    Fence, NewExecution, ItemCreated, CreatedMany, CreateManyArgs, ClaimedJob, ClaimedBatch, ClaimBatchArgs,
+    Completion, ItemDone, CompletedMany, CompleteManyArgs, Renewal, ItemRenewed, RenewedMany, RenewManyArgs,
+)
+from ffcore.contracts.budget import (
+    BudgetCreated, BudgetAlreadySatisfied, CreateBudgetResult, CreateBudgetArgs, BudgetStatus, UsageDimensions,
+    UsageOk, SoftBreach, HardBreach, ReportUsageResult, ReportUsageArgs, ReportUsageAdminArgs, Reset,
+    ResetBudgetResult, ResetBudgetArgs,
+)
+from ffcore.contracts.condition import (
+    MAX_COMPOSITE_DEPTH, MAX_COMPOSITE_LEAVES, CompositeValidationError, ByName, Wildcard, SignalMatcher, CountKind,
+    Single, OperatorOnly, TimeoutOnly, Composite, ResumeCondition, AllOf, Count, CompositeBody, all_of, count,
+    all_of_waitpoints, check_matcher, check_leaf,
+)
+from ffcore.contracts.dependency import (
+    SUCCESS_ONLY, EdgeSnapshot, Outgoing, Incoming, EdgeDirection, OnSatisfied, EdgeGroupState, EdgeAllOf,
+    EdgeAnyOf, EdgeQuorum, EdgeDependencyPolicy, EdgeGroupSnapshot, Set, AlreadySet, SetEdgeGroupPolicyResult,
+    SetEdgeGroupPolicyArgs, Staged, StageDependencyEdgeResult, StageDependencyEdgeArgs, Applied, AlreadyApplied,
+    ApplyDependencyToChildResult, ApplyDependencyToChildArgs, Satisfied, Impossible, AlreadyResolved,
+    ResolveDependencyResult, UPSTREAM_OUTCOMES, ResolveDependencyArgs, Promoted, PromoteBlockedToEligibleResult,
+    PromoteBlockedToEligibleArgs, Status, EvaluateFlowEligibilityResult, EvaluateFlowEligibilityArgs,
+)
+from ffcore.contracts.execution import (
+    Created, Duplicate, CreateExecutionResult, CreateExecutionArgs, Completed, CompleteExecutionResult,
+    CompleteExecutionArgs, Cancelled, CancelRequested, CancelAlreadyTerminal, CancelExecutionResult,
+    CancelExecutionArgs, Delayed, DelayExecutionResult, DelayExecutionArgs, Moved, MoveToWaitingChildrenResult,
+    MoveToWaitingChildrenArgs, Changed, ChangePriorityResult, ChangePriorityArgs, Expired, AlreadyTerminal,
+    ExpireExecutionResult, ExpireExecutionArgs, Replayed, ReplayExecutionResult, ReplayExecutionArgs, TagsOk,
+    SetExecutionTagsResult, SetExecutionTagsArgs, SetFlowTagsResult, SetFlowTagsArgs,
+)
+from ffcore.contracts.failure import (
+    FailureClass, FailureReason, RetryScheduled, TerminalFailed, FailExecutionResult, FailExecutionArgs,
+    FailOutcome,
+)
+from ffcore.contracts.flow import (
+    FlowStatus, CancelFlowPolicy, NoWait, WaitTimeout, WaitIndefinite, CancelFlowWait, FlowCreated,
+    FlowAlreadySatisfied, CreateFlowResult, CreateFlowArgs, Added, AlreadyMember, AddExecutionToFlowResult,
+    AddExecutionToFlowArgs, FlowCancelled, CancellationScheduled, PartiallyCancelled, FlowAlreadyTerminal,
+    CancelFlowResult, CancelFlowHeader, CancelFlowArgs, FlowSnapshot, FlowSummary, ListFlowsPage, CompletionPayload,
+)
+from ffcore.contracts.lane import LaneState, ListLanesPage
+from ffcore.contracts.lease import (
+    LeaseFence, CancelSource, AlreadySatisfied, LeaseRenewal, Renewed, RenewLeaseResult, RenewLeaseArgs,
+    MarkedExpired, MarkLeaseExpiredResult, MarkLeaseExpiredArgs, Revoked, RevokeLeaseResult, RevokeLeaseArgs,
+)
+from ffcore.contracts.operator import (
+    LaneStateSet, SetLaneStateArgs, RetentionSet, SetLaneRetentionArgs, ListedLane, ListedLanes, ListLanesArgs,
+    LaneCounts, LaneStatsArgs, Held, AlreadyHeld, HoldArgs, ReleasedHold, NotHeld, ReleaseArgs, ListedHold, Holds,
+    ListHoldsArgs, Unclaimed, UnclaimArgs,
+)
+from ffcore.contracts.partition import PartitionFamily, Partition
+from ffcore.contracts.quota import (
+    QuotaPolicyCreated, QuotaPolicyAlreadySatisfied, CreateQuotaPolicyResult, CreateQuotaPolicyArgs,
+)
+from ffcore.contracts.reads import (
+    StoredExecution, ReadExecutionArgs, ExecutionOutcome, ExecutionRef, Outcomes, ReadOutcomesArgs, Awaiting,
+    AwaitArgs, ListedExecution, ExecutionsPage, ListExecutionsArgs, HistoryEntry, History, ExecutionHistoryArgs,
+    ListedLease, Leases, ListLeasesArgs, CapabilitySet as ListedCapabilitySet, CapabilitySets,
+    ListCapabilitySetsArgs, EventEntry, Events, ReadEventsArgs,
+)
+from ffcore.contracts.roster import (
+    Registered, RegisterWorkerArgs, ListedWorker, Workers, ListWorkersArgs, TaskRow, Published, PublishTasksArgs,
+    Tasks, ListTasksArgs, Announced, AnnounceTasksArgs,
+)
+from ffcore.contracts.scheduling import (
+    check_blocking_reason, ClaimGrant, ResumeGrant, ReclaimGrant, ResumeToken, Granted, IssueClaimGrantOutcome,
+    IssueClaimGrantResult, IssueClaimGrantArgs, ReclaimGranted, ReclaimGrantIssued, IssueReclaimGrantOutcome,
+    IssueReclaimGrantResult, IssueReclaimGrantArgs, Eligible, ScanEligibleArgs, RouteBlocked, LuaRejected,
+    BlockRouteOutcome, BlockRouteArgs, Blocked, BlockExecutionResult, BlockExecutionArgs, Unblocked,
+    UnblockExecutionResult, UnblockExecutionArgs,
+)
+from ffcore.contracts.secret import (
+    check_kid, check_secret_hex, VerifyingKid, WaitpointHmacKids, ListWaitpointHmacKidsArgs, Rotated, Noop,
+    RotateWaitpointHmacSecretOutcome, RotateWaitpointHmacSecretArgs, RotateFailed,
+    RotateWaitpointHmacSecretAllEntry, RotateWaitpointHmacSecretAllResult, RotateWaitpointHmacSecretAllArgs, Seeded,
+    AlreadySeeded, SeedOutcome, SeedWaitpointHmacSecretArgs,
+)
+from ffcore.contracts.signal import (
+    SignalDuplicate, Accepted, DeliverSignalResult, DeliverSignalArgs, Buffered, BufferSignalResult,
+    BufferSignalArgs, ResumeSignal,
+)
+from ffcore.contracts.stream import (
+    STREAM_READ_HARD_CAP, StreamCursorParseError, StreamCursorEmpty, StreamCursorBareMarkerRejected,
+    StreamCursorMalformed, StreamCursor, FrameKind, PatchKind, Durable, DurableSummary, BestEffortLiveConfig,
+    BestEffortLive, StreamMode, TailVisibility, SummaryDocument, Frame, Appended, AppendFrameResult,
+    AppendFrameArgs, StreamFrame, StreamFrames, Frames, ReadFramesResult, ReadFramesArgs,
+)
+from ffcore.contracts.suspension import (
+    IdempotencyKey, WAITPOINTS_N, TIMEOUT_PAST_MS, ResumeTarget, TimeoutBehavior, SuspensionReasonCode,
+    SuspensionRequester, ResumePolicy, Fresh, UsePending, WaitpointBinding, fresh, use_pending,
+    AdditionalWaitpointBinding, SuspendOutcomeDetails, Suspended, SuspensionAlreadySatisfied, SuspendOutcome,
+    SuspendArgs, ExecutionSuspended, SuspendAlreadySatisfied, SuspendExecutionResult, SuspendExecutionArgs, Resumed,
+    ResumeExecutionResult, ResumeExecutionArgs, SuspensionExpired, ExpireSuspensionResult, ExpireSuspensionArgs,
+)
+from ffcore.contracts.text import Text, enc_hook, dec_hook
+from ffcore.contracts.upkeep import (
+    Initialised, AlreadyInitialised, InitPartitionArgs, Done, NoopArgs, TickedPartition, Ticked, TickArgs, Purged,
+    PurgeArgs, Header, ReadHeaderArgs,
+)
+from ffcore.contracts.views import (
+    AttemptSummary, LeaseSummary, ExecutionSnapshot, ExecutionContext, ExecutionInfo, StateSummary,
+    ExecutionSummary, ListExecutionsResult, ListExecutionsPage, SuspendedExecutionEntry, NO_TIMEOUT_MS,
+    ListSuspendedPage,
+)
+from ffcore.contracts.waitpoint import (
+    WaitpointHmac, check_waitpoint_key, PendingWaitpoint, WaitpointCreated, CreatePendingWaitpointResult,
+    CreatePendingWaitpointArgs, Closed, CloseWaitpointResult, CloseWaitpointArgs, PendingWaitpointInfo,
+    ListPendingWaitpointsResult, ListPendingWaitpointsArgs,
+)
+from ffcore.contracts.worker import (
+    CapabilitySet, ClaimPolicy, NoWork, WorkerGranted, ClaimForWorkerOutcome, ClaimForWorkerArgs,
+)
+
+__all__ = [
+    # added
+    "ADDED", "ADDED_VARIANTS",
+    # admission
+    "Admitted", "AlreadyAdmitted", "RateExceeded", "ConcurrencyExceeded", "CheckAdmissionResult",
+    "CheckAdmissionArgs", "Released", "ReleaseAdmissionResult", "ReleaseAdmissionArgs",
+    # attempt
+    "AttemptLifecycle", "AttemptType", "BackendTag", "HandleKind", "HandleOpaque", "Handle", "STUB_FRESH",
+    "STUB_RESUMED", "ClaimedExecution", "Claimed", "ClaimExecutionResult", "ClaimExecutionArgs",
+    "ClaimedResumedExecution", "ResumedClaimed", "ClaimResumedExecutionResult", "ClaimResumedExecutionArgs",
+    "NotReclaimable", "ReclaimCapExceeded", "GrantNotFound", "ReclaimClaimed", "ReclaimExecutionOutcome",
+    "Reclaimed", "MaxReclaimsExceeded", "ReclaimExecutionResult", "ReclaimExecutionArgs", "Updated",
+    "UpdateProgressResult", "UpdateProgressArgs",
+    # batch
+    "Fence", "NewExecution", "ItemCreated", "CreatedMany", "CreateManyArgs", "ClaimedJob", "ClaimedBatch",
+    "ClaimBatchArgs", "Completion", "ItemDone", "CompletedMany", "CompleteManyArgs", "Renewal", "ItemRenewed",
+    "RenewedMany", "RenewManyArgs",
+    # budget
+    "BudgetCreated", "BudgetAlreadySatisfied", "CreateBudgetResult", "CreateBudgetArgs", "BudgetStatus",
+    "UsageDimensions", "UsageOk", "SoftBreach", "HardBreach", "ReportUsageResult", "ReportUsageArgs",
+    "ReportUsageAdminArgs", "Reset", "ResetBudgetResult", "ResetBudgetArgs",
+    # condition
+    "MAX_COMPOSITE_DEPTH", "MAX_COMPOSITE_LEAVES", "CompositeValidationError", "ByName", "Wildcard",
+    "SignalMatcher", "CountKind", "Single", "OperatorOnly", "TimeoutOnly", "Composite", "ResumeCondition", "AllOf",
+    "Count", "CompositeBody", "all_of", "count", "all_of_waitpoints", "check_matcher", "check_leaf",
+    # dependency
+    "SUCCESS_ONLY", "EdgeSnapshot", "Outgoing", "Incoming", "EdgeDirection", "OnSatisfied", "EdgeGroupState",
+    "EdgeAllOf", "EdgeAnyOf", "EdgeQuorum", "EdgeDependencyPolicy", "EdgeGroupSnapshot", "Set", "AlreadySet",
+    "SetEdgeGroupPolicyResult", "SetEdgeGroupPolicyArgs", "Staged", "StageDependencyEdgeResult",
+    "StageDependencyEdgeArgs", "Applied", "AlreadyApplied", "ApplyDependencyToChildResult",
+    "ApplyDependencyToChildArgs", "Satisfied", "Impossible", "AlreadyResolved", "ResolveDependencyResult",
+    "UPSTREAM_OUTCOMES", "ResolveDependencyArgs", "Promoted", "PromoteBlockedToEligibleResult",
+    "PromoteBlockedToEligibleArgs", "Status", "EvaluateFlowEligibilityResult", "EvaluateFlowEligibilityArgs",
+    # execution
+    "Created", "Duplicate", "CreateExecutionResult", "CreateExecutionArgs", "Completed", "CompleteExecutionResult",
+    "CompleteExecutionArgs", "Cancelled", "CancelRequested", "CancelAlreadyTerminal", "CancelExecutionResult",
+    "CancelExecutionArgs", "Delayed", "DelayExecutionResult", "DelayExecutionArgs", "Moved",
+    "MoveToWaitingChildrenResult", "MoveToWaitingChildrenArgs", "Changed", "ChangePriorityResult",
+    "ChangePriorityArgs", "Expired", "AlreadyTerminal", "ExpireExecutionResult", "ExpireExecutionArgs", "Replayed",
+    "ReplayExecutionResult", "ReplayExecutionArgs", "TagsOk", "SetExecutionTagsResult", "SetExecutionTagsArgs",
+    "SetFlowTagsResult", "SetFlowTagsArgs",
+    # failure
+    "FailureClass", "FailureReason", "RetryScheduled", "TerminalFailed", "FailExecutionResult", "FailExecutionArgs",
+    "FailOutcome",
+    # flow
+    "FlowStatus", "CancelFlowPolicy", "NoWait", "WaitTimeout", "WaitIndefinite", "CancelFlowWait", "FlowCreated",
+    "FlowAlreadySatisfied", "CreateFlowResult", "CreateFlowArgs", "Added", "AlreadyMember",
+    "AddExecutionToFlowResult", "AddExecutionToFlowArgs", "FlowCancelled", "CancellationScheduled",
+    "PartiallyCancelled", "FlowAlreadyTerminal", "CancelFlowResult", "CancelFlowHeader", "CancelFlowArgs",
+    "FlowSnapshot", "FlowSummary", "ListFlowsPage", "CompletionPayload",
+    # lane
+    "LaneState", "ListLanesPage",
+    # lease
+    "LeaseFence", "CancelSource", "AlreadySatisfied", "LeaseRenewal", "Renewed", "RenewLeaseResult",
+    "RenewLeaseArgs", "MarkedExpired", "MarkLeaseExpiredResult", "MarkLeaseExpiredArgs", "Revoked",
+    "RevokeLeaseResult", "RevokeLeaseArgs",
+    # operator
+    "LaneStateSet", "SetLaneStateArgs", "RetentionSet", "SetLaneRetentionArgs", "ListedLane", "ListedLanes",
+    "ListLanesArgs", "LaneCounts", "LaneStatsArgs", "Held", "AlreadyHeld", "HoldArgs", "ReleasedHold", "NotHeld",
+    "ReleaseArgs", "ListedHold", "Holds", "ListHoldsArgs", "Unclaimed", "UnclaimArgs",
+    # partition
+    "PartitionFamily", "Partition",
+    # quota
+    "QuotaPolicyCreated", "QuotaPolicyAlreadySatisfied", "CreateQuotaPolicyResult", "CreateQuotaPolicyArgs",
+    # reads
+    "StoredExecution", "ReadExecutionArgs", "ExecutionOutcome", "ExecutionRef", "Outcomes", "ReadOutcomesArgs",
+    "Awaiting", "AwaitArgs", "ListedExecution", "ExecutionsPage", "ListExecutionsArgs", "HistoryEntry", "History",
+    "ExecutionHistoryArgs", "ListedLease", "Leases", "ListLeasesArgs", "ListedCapabilitySet", "CapabilitySets",
+    "ListCapabilitySetsArgs", "EventEntry", "Events", "ReadEventsArgs",
+    # roster
+    "Registered", "RegisterWorkerArgs", "ListedWorker", "Workers", "ListWorkersArgs", "TaskRow", "Published",
+    "PublishTasksArgs", "Tasks", "ListTasksArgs", "Announced", "AnnounceTasksArgs",
+    # scheduling
+    "check_blocking_reason", "ClaimGrant", "ResumeGrant", "ReclaimGrant", "ResumeToken", "Granted",
+    "IssueClaimGrantOutcome", "IssueClaimGrantResult", "IssueClaimGrantArgs", "ReclaimGranted",
+    "ReclaimGrantIssued", "IssueReclaimGrantOutcome", "IssueReclaimGrantResult", "IssueReclaimGrantArgs",
+    "Eligible", "ScanEligibleArgs", "RouteBlocked", "LuaRejected", "BlockRouteOutcome", "BlockRouteArgs", "Blocked",
+    "BlockExecutionResult", "BlockExecutionArgs", "Unblocked", "UnblockExecutionResult", "UnblockExecutionArgs",
+    # secret
+    "check_kid", "check_secret_hex", "VerifyingKid", "WaitpointHmacKids", "ListWaitpointHmacKidsArgs", "Rotated",
+    "Noop", "RotateWaitpointHmacSecretOutcome", "RotateWaitpointHmacSecretArgs", "RotateFailed",
+    "RotateWaitpointHmacSecretAllEntry", "RotateWaitpointHmacSecretAllResult", "RotateWaitpointHmacSecretAllArgs",
+    "Seeded", "AlreadySeeded", "SeedOutcome", "SeedWaitpointHmacSecretArgs",
+    # signal
+    "SignalDuplicate", "Accepted", "DeliverSignalResult", "DeliverSignalArgs", "Buffered", "BufferSignalResult",
+    "BufferSignalArgs", "ResumeSignal",
+    # stream
+    "STREAM_READ_HARD_CAP", "StreamCursorParseError", "StreamCursorEmpty", "StreamCursorBareMarkerRejected",
+    "StreamCursorMalformed", "StreamCursor", "FrameKind", "PatchKind", "Durable", "DurableSummary",
+    "BestEffortLiveConfig", "BestEffortLive", "StreamMode", "TailVisibility", "SummaryDocument", "Frame",
+    "Appended", "AppendFrameResult", "AppendFrameArgs", "StreamFrame", "StreamFrames", "Frames", "ReadFramesResult",
+    "ReadFramesArgs",
+    # suspension
+    "IdempotencyKey", "WAITPOINTS_N", "TIMEOUT_PAST_MS", "ResumeTarget", "TimeoutBehavior", "SuspensionReasonCode",
+    "SuspensionRequester", "ResumePolicy", "Fresh", "UsePending", "WaitpointBinding", "fresh", "use_pending",
+    "AdditionalWaitpointBinding", "SuspendOutcomeDetails", "Suspended", "SuspensionAlreadySatisfied",
+    "SuspendOutcome", "SuspendArgs", "ExecutionSuspended", "SuspendAlreadySatisfied", "SuspendExecutionResult",
+    "SuspendExecutionArgs", "Resumed", "ResumeExecutionResult", "ResumeExecutionArgs", "SuspensionExpired",
+    "ExpireSuspensionResult", "ExpireSuspensionArgs",
+    # text
+    "Text", "enc_hook", "dec_hook",
+    # upkeep
+    "Initialised", "AlreadyInitialised", "InitPartitionArgs", "Done", "NoopArgs", "TickedPartition", "Ticked",
+    "TickArgs", "Purged", "PurgeArgs", "Header", "ReadHeaderArgs",
+    # views
+    "AttemptSummary", "LeaseSummary", "ExecutionSnapshot", "ExecutionContext", "ExecutionInfo", "StateSummary",
+    "ExecutionSummary", "ListExecutionsResult", "ListExecutionsPage", "SuspendedExecutionEntry", "NO_TIMEOUT_MS",
+    "ListSuspendedPage",
+    # waitpoint
+    "WaitpointHmac", "check_waitpoint_key", "PendingWaitpoint", "WaitpointCreated", "CreatePendingWaitpointResult",
+    "CreatePendingWaitpointArgs", "Closed", "CloseWaitpointResult", "CloseWaitpointArgs", "PendingWaitpointInfo",
+    "ListPendingWaitpointsResult", "ListPendingWaitpointsArgs",
+    # worker
+    "CapabilitySet", "ClaimPolicy", "NoWork", "WorkerGranted", "ClaimForWorkerOutcome", "ClaimForWorkerArgs",
+]

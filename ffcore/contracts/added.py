@@ -1,0 +1,42 @@
+"""What this engine adds to the seed's types, in one place; the parity test accepts exactly this.
+
+Fields come after the seed's or have a default; variants come last in their union.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+ADDED: Final[dict[str, frozenset[str]]] = {
+    "CreateExecutionArgs": frozenset({"digest", "version", "fairness_key"}),
+    "FailExecutionArgs": frozenset({"retry_after_ms", "failure_detail"}),
+    "ReplayExecutionArgs": frozenset({"mode"}),
+    "CancelExecutionArgs": frozenset({"grace_ms"}),
+    "ExecutionPolicy": frozenset({"lease_ms"}),
+    # Operations whose struct does not say where the record lives: the seed passes it beside the struct.
+    "ClaimForWorkerArgs": frozenset({"at"}),
+    "SuspendArgs": frozenset({"at", "fence"}),
+    "ResolveDependencyArgs": frozenset({"at"}),
+    "CloseWaitpointArgs": frozenset({"at"}),
+    "ReportUsageArgs": frozenset({"at"}),
+    "ReportUsageAdminArgs": frozenset({"at"}),
+    "CheckAdmissionArgs": frozenset({"at"}),
+    "ReleaseAdmissionArgs": frozenset({"at"}),
+    "RotateWaitpointHmacSecretArgs": frozenset({"at"}),
+    "SeedWaitpointHmacSecretArgs": frozenset({"at"}),
+    "ListWaitpointHmacKidsArgs": frozenset({"at"}),
+    # What a lease holder reports may be sent again; the answer says that it was.
+    "Completed": frozenset({"replayed"}),
+    "RetryScheduled": frozenset({"replayed"}),
+    "TerminalFailed": frozenset({"replayed"}),
+    # A breaching report is recorded (D13); `applied` says so.
+    "HardBreach": frozenset({"applied"}),
+}
+"""Class name -> fields."""
+
+ADDED_VARIANTS: Final[dict[str, frozenset[str]]] = {
+    "CancelExecutionResult": frozenset({"cancel_requested", "already_terminal"}),
+    "ExpireExecutionResult": frozenset({"retry_scheduled"}),
+    "AttemptType": frozenset({"compensation"}),
+}
+"""Union or enum name -> tags."""

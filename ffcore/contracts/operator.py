@@ -1,0 +1,125 @@
+"""Operator's controls: lane state and retention, holds, giving a claim back. This engine's own."""
+
+from __future__ import annotations
+
+from ffcore.args import Args, Outcome, Row
+from ffcore.contracts.batch import Fence
+from ffcore.ids import ExecutionId, LaneId, PartitionKey, TimestampMs
+
+
+class LaneStateSet(Outcome, tag="lane_set"):
+    before: str
+    after: str
+
+
+class SetLaneStateArgs(Args[LaneStateSet]):
+    """active, paused (starts nothing), draining (takes nothing), disabled (neither). One partition's part."""
+
+    partition: PartitionKey
+    lane_id: LaneId
+    state: str
+
+
+class RetentionSet(Outcome, tag="retention_set"):
+    """The lane keeps what has ended by these bounds from now on."""
+
+
+class SetLaneRetentionArgs(Args[RetentionSet]):
+    """0 means no bound of that kind; nothing younger than a minute goes. Per partition, like the counts."""
+
+    partition: PartitionKey
+    lane_id: LaneId
+    age_ms: int = 0
+    count: int = 0
+    bytes: int = 0
+
+
+class ListedLane(Row):
+    lane_id: LaneId
+    state: str
+
+
+class ListedLanes(Outcome, tag="lanes"):
+    lanes: list[ListedLane]
+    cursor: str
+
+
+class ListLanesArgs(Args[ListedLanes]):
+    partition: PartitionKey
+    after: str | None = None
+    limit: int = 100
+
+
+class LaneCounts(Outcome, tag="lane_stats"):
+    state: str
+    counts: dict[str, int]
+    """Executions by stored state, in this partition."""
+    oldest_created_at: TimestampMs
+    """Creation of the job first in line; 0: none."""
+    parked: int
+    now_ms: TimestampMs
+
+
+class LaneStatsArgs(Args[LaneCounts]):
+    partition: PartitionKey
+    lane_id: LaneId
+
+
+class Held(Outcome, tag="held"):
+    """Jobs of this kind do not start any more."""
+
+
+class AlreadyHeld(Outcome, tag="already_held"):
+    """It was held before."""
+
+
+class HoldArgs(Args[Held | AlreadyHeld]):
+    """`what` is ``task:<name>`` or ``tag:<key>=<value>``."""
+
+    partition: PartitionKey
+    what: str
+    reason: str
+
+
+class ReleasedHold(Outcome, tag="released"):
+    """The next ticks let the held jobs go."""
+
+
+class NotHeld(Outcome, tag="not_held"):
+    """There was no such hold."""
+
+
+class ReleaseArgs(Args[ReleasedHold | NotHeld]):
+    partition: PartitionKey
+    what: str
+
+
+class ListedHold(Row):
+    what: str
+    reason: str
+
+
+class Holds(Outcome, tag="holds"):
+    items: list[ListedHold]
+
+
+class ListHoldsArgs(Args[Holds]):
+    partition: PartitionKey
+
+
+class Unclaimed(Outcome, tag="unclaimed"):
+    execution_id: ExecutionId
+    state: str
+    """Where it went, a stored state."""
+
+
+class UnclaimArgs(Args[Unclaimed]):
+    """Give a claimed job back without an outcome.
+
+    reason: ``hand_back`` (the worker stops; the same attempt goes on elsewhere), ``refused`` (admission
+    said no; the attempt is not used up), ``unknown_task`` (this worker does not know it).
+    """
+
+    execution_id: ExecutionId
+    fence: Fence
+    reason: str

@@ -1,0 +1,113 @@
+"""Signals: messages to a waitpoint. A signal with a key is one signal however often it is sent."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+from ffcore import checks, limits
+from ffcore.args import Args, Outcome
+from ffcore.ids import ExecutionId, SignalId, TimestampMs, WaitpointId, WaitpointToken
+
+
+class SignalDuplicate(Outcome, tag="duplicate"):
+    existing_signal_id: SignalId
+
+
+class Accepted(Outcome, tag="accepted"):
+    signal_id: SignalId
+    effect: str
+
+
+DeliverSignalResult = Accepted | SignalDuplicate
+
+
+def _check(name: str, category: str, payload: bytes | None, encoding: str | None, key: str | None) -> None:
+    checks.text(name, "signal_name", limits.NAME_BYTES)
+    checks.text(category, "signal_category", limits.NAME_BYTES)
+    checks.size(payload, "payload", limits.SIGNAL_BYTES)
+    checks.text(encoding, "payload_encoding", limits.NAME_BYTES)
+    checks.text(key, "idempotency_key")
+
+
+class DeliverSignalArgs(Args[DeliverSignalResult]):
+    """Deliver a signal; the execution resumes in the same call if it was waiting for just this.
+
+    An empty token is not refused here: every way of having no right token is answered by the store, alike.
+    """
+
+    OFF_WIRE: ClassVar[frozenset[str]] = frozenset({"now"})
+
+    execution_id: ExecutionId
+    waitpoint_id: WaitpointId
+    signal_id: SignalId
+    signal_name: str
+    signal_category: str
+    source_type: str
+    source_identity: str
+    payload: bytes | None = None
+    payload_encoding: str | None = None
+    correlation_id: str | None = None
+    idempotency_key: str | None = None
+    target_scope: str
+    created_at: TimestampMs | None = None
+    dedup_ttl_ms: int | None = None
+    resume_delay_ms: int | None = None
+    max_signals_per_execution: int | None = None
+    """None: 10,000."""
+    signal_maxlen: int | None = None
+    waitpoint_token: WaitpointToken
+    now: TimestampMs = TimestampMs(0)
+
+    def __post_init__(self) -> None:
+        _check(self.signal_name, self.signal_category, self.payload, self.payload_encoding, self.idempotency_key)
+        checks.whole(self.created_at, "created_at")
+        checks.span_ms(self.dedup_ttl_ms, "dedup_ttl_ms")
+        checks.span_ms(self.resume_delay_ms, "resume_delay_ms")
+        checks.whole(self.max_signals_per_execution, "max_signals_per_execution")
+        checks.whole(self.signal_maxlen, "signal_maxlen")
+
+
+class Buffered(Outcome, tag="buffered"):
+    signal_id: SignalId
+
+
+BufferSignalResult = Buffered | SignalDuplicate
+
+
+class BufferSignalArgs(Args[BufferSignalResult]):
+    """Deliver to a waitpoint that nothing suspends on yet; the signal is kept and counts later."""
+
+    FUNCTION: ClassVar[str] = "ff_buffer_signal_for_pending_waitpoint"
+    OFF_WIRE: ClassVar[frozenset[str]] = frozenset({"now"})
+
+    execution_id: ExecutionId
+    waitpoint_id: WaitpointId
+    signal_id: SignalId
+    signal_name: str
+    signal_category: str
+    source_type: str
+    source_identity: str
+    payload: bytes | None = None
+    payload_encoding: str | None = None
+    idempotency_key: str | None = None
+    target_scope: str
+    waitpoint_token: WaitpointToken
+    now: TimestampMs = TimestampMs(0)
+
+    def __post_init__(self) -> None:
+        _check(self.signal_name, self.signal_category, self.payload, self.payload_encoding, self.idempotency_key)
+
+
+class ResumeSignal(msgspec.Struct, frozen=True, kw_only=True):
+    """A signal that helped to resume an execution, as its handler sees it."""
+
+    signal_id: SignalId
+    signal_name: str
+    signal_category: str
+    source_type: str
+    source_identity: str
+    correlation_id: str
+    accepted_at: TimestampMs
+    payload: bytes | None = None

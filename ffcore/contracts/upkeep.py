@@ -1,0 +1,86 @@
+"""Upkeep: first write of a store, ticking, purging, the header. This engine's own."""
+
+from __future__ import annotations
+
+from ffcore.args import Args, Outcome, Row
+from ffcore.ids import ExecutionId, PartitionKey, TimestampMs
+
+
+class Initialised(Outcome, tag="initialised"):
+    """The partition's header was written."""
+
+
+class AlreadyInitialised(Outcome, tag="already_satisfied"):
+    reason: str
+
+
+class InitPartitionArgs(Args[Initialised | AlreadyInitialised]):
+    """Create a partition's header. `counts` names all counts of the store and is fixed for good."""
+
+    partition: PartitionKey
+    counts: str
+
+
+class Done(Outcome, tag="ok"):
+    """Nothing to tell."""
+
+
+class NoopArgs(Args[Done]):
+    """What one call costs, for benchmarks beside the real ones."""
+
+    partition: PartitionKey
+    data: bytes
+
+
+class TickedPartition(Row):
+    partition: PartitionKey
+    mine: bool
+    """False: another ticker looks after it until `next_due_ms`."""
+    done: int
+    reaped: int
+    next_due_ms: TimestampMs
+    now_ms: TimestampMs
+
+
+class Ticked(Outcome, tag="ticked"):
+    partitions: list[TickedPartition]
+
+
+class TickArgs(Args[Ticked]):
+    """Do what is due, at most `limit` timers and `limit` purges per partition, and promise to look again."""
+
+    partitions: list[PartitionKey]
+    ticker: str
+    limit: int = 200
+    force: bool = False
+
+
+class Purged(Outcome, tag="purged"):
+    execution_ids: list[ExecutionId]
+    remaining: int
+    """Records that match and are left (for a dry run: all that match)."""
+
+
+class PurgeArgs(Args[Purged]):
+    """Forget terminal executions of a lane and outcome that ended before a time; bounded, repeatable."""
+
+    partition: PartitionKey
+    lane_id: str
+    outcome: str
+    before_ms: TimestampMs
+    limit: int = 200
+    dry_run: bool = False
+
+
+class Header(Outcome, tag="header"):
+    now_ms: TimestampMs
+    fields: dict[str, str]
+    timers_n: int
+    reap_n: int
+    events_n: int
+
+
+class ReadHeaderArgs(Args[Header]):
+    """A partition's header as it stands."""
+
+    partition: PartitionKey

@@ -1,0 +1,66 @@
+"""Every bound of the engine, once. The assembler writes these into the Lua library as `LIMITS`.
+
+Sizes are bytes, spans milliseconds, counts plain integers; a value past its limit is refused with a
+typed error before anything is written.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+PAYLOAD_BYTES: Final = 1 << 20
+RESULT_BYTES: Final = 1 << 20
+FRAME_BYTES: Final = 64 << 10
+SIGNAL_BYTES: Final = 64 << 10
+TAGS_N: Final = 64
+TAG_VALUE_BYTES: Final = 256
+KEY_BYTES: Final = 512
+NAME_BYTES: Final = 128
+"""Lane, task and namespace names."""
+WORKER_INSTANCE_BYTES: Final = 40
+"""Short, because claim and lease ids are built from it and live in the execution's record."""
+LEASE_ID_BYTES: Final = 64
+REASON_BYTES: Final = 16 << 10
+CAPABILITIES_N: Final = 256
+CAPABILITIES_BYTES: Final = 4096
+PRIORITY_MIN: Final = -100
+PRIORITY_MAX: Final = 100
+PAGE_N: Final = 100
+PAGE_MAX_N: Final = 1000
+ROWS_N: Final = 200
+"""Items of one folded call; a batch stays under a few milliseconds of a blocked server."""
+BATCH_BYTES: Final = 1 << 20
+CLAIM_BYTES: Final = 2 << 20
+CAP_SETS_N: Final = 256
+"""Live capability sets of one lane and partition."""
+LANES_N: Final = 4096
+POLICIES_N: Final = 4096
+HOLDS_N: Final = 64
+HEADS_N: Final = 16
+"""Queue heads one claim compares."""
+HOLD_SKIPS_N: Final = 8
+CLAIM_TICK_N: Final = 8
+TICK_N: Final = 200
+LEASE_TTL_MIN_MS: Final = 100
+LEASE_TTL_MAX_MS: Final = 24 * 3600 * 1000
+LEASE_TTL_MS: Final = 30_000
+"""Longer than the worst pause seen in a healthy process, short enough to wait out."""
+RENEWAL_INTERVAL_MAX_MS: Final = 10_000
+SPAN_MAX_MS: Final = 366 * 24 * 3600 * 1000 * 10
+DEDUP_WINDOW_MS: Final = 24 * 3600 * 1000
+RETENTION_MIN_AGE_MS: Final = 60_000
+WAITER_MS: Final = 60_000
+PARK_MS: Final = 5_000
+HAND_BACKS_N: Final = 100
+UNKNOWN_TASK_MS: Final = 60_000
+CANCEL_GRACE_MS: Final = 30_000
+GRANT_TTL_MAX_MS: Final = 600_000
+OVERDUE_MS: Final = 2_000
+"""A partition nobody looked at for this long, with a lease due, gets a grace before leases expire."""
+TICKER_MS: Final = 1_000
+EVENTS_N: Final = 4_096
+"""Entries of the partition's event feed; an entry may hold several transitions."""
+ATTEMPTS_N: Final = 100
+"""Closed attempts kept per execution."""
+PARTITIONS: Final = 4
+"""Default count for `ff init`; measured, see docs/decisions."""

@@ -1,0 +1,96 @@
+-- block.lua -- keep one execution from starting, and let it go again.
+--
+-- A blocked execution is out of its queue and keeps its turn. Which eligibility it shows follows from the
+-- reason (ffcore/states.py).
+
+local REASONS = { waiting_for_budget = true, waiting_for_quota = true, waiting_for_capable_worker = true, waiting_for_locality_match = true,
+  paused_by_operator = true, paused_by_policy = true, paused_by_flow_cancel = true, waiting_for_children = true }
+
+local function block(p, x, reason, detail)
+  if detail ~= "" then record.describe(p, x, "blocking", string.sub(detail, 1, LIMITS.REASON_BYTES)) end
+  state.move(p, x, "blocked", reason, "reason", reason, "moved_at", p.now)
+end
+
+-- The contract's answer for a route that found no worker: a refusal is an outcome, because a scheduler
+-- goes on to its next candidate.
+define {
+  name    = "ff_block_route",
+  args    = { "execution_id:id", "lane_id:str", "reason_code:str", "reason_detail:str" },
+  returns = { "blocked", "lua_rejected" },
+  errors  = {},
+  flags   = { "allow-oom" },
+  run = function(p, a)
+    local x = record.load(p, a.execution_id)
+    if not x then return { "lua_rejected", "execution_not_found" } end
+    if not REASONS[a.reason_code] then return { "lua_rejected", "invalid_blocking_reason" } end
+    if not state.is_queued(x.state) then return { "lua_rejected", "execution_not_eligible" } end
+    block(p, x, a.reason_code, a.reason_detail)
+    return { "blocked", p.id_prefix .. x.id }
+  end,
+}
+
+define {
+  name    = "ff_block_execution",
+  args    = { "execution_id:id", "blocking_reason:str", "blocking_detail:str?" },
+  returns = { "blocked" },
+  errors  = { "execution_not_found", "terminal", "execution_not_eligible", "invalid_blocking_reason" },
+  flags   = { "allow-oom" },
+  run = function(p, a)
+    local x = record.load(p, a.execution_id)
+    if not x then return reply.reject("execution_not_found") end
+    if not REASONS[a.blocking_reason] then return reply.reject("invalid_blocking_reason", a.blocking_reason) end
+    if state.is_terminal(x.state) then return reply.reject("terminal", x.state) end
+    if x.state == "blocked" and x.reason == a.blocking_reason then
+      fence.replayed(p)
+      return { "blocked" }
+    end
+    if not state.is_queued(x.state) then return reply.reject("execution_not_eligible", x.state) end
+    block(p, x, a.blocking_reason, a.blocking_detail or "")
+    return { "blocked" }
+  end,
+}
+
+define {
+  name    = "ff_unblock_execution",
+  args    = { "execution_id:id", "expected_blocking_reason:str?" },
+  returns = { "unblocked" },
+  errors  = { "execution_not_found", "not_blocked", "invalid_blocking_reason" },
+  flags   = { "allow-oom" },
+  run = function(p, a)
+    local x = record.load(p, a.execution_id)
+    if not x then return reply.reject("execution_not_found") end
+    if x.state ~= "blocked" then return reply.reject("not_blocked", x.state) end
+    if a.expected_blocking_reason and a.expected_blocking_reason ~= x.reason then return reply.reject("invalid_blocking_reason", x.reason) end
+    timers.clear(p, "unknown_task", x.id)
+    redis.call("ZREM", keys.unknown(p), x.id)
+    redis.call("ZREM", keys.held(p), x.id)
+    state.move(p, x, x.next == "reclaim" and "reclaimable" or "ready", "unblocked", "reason", false, "turn", queue.turn(p, x, false), "moved_at", p.now)
+    return { "unblocked" }
+  end,
+}
+
+-- What a scheduler would look at: ready executions of a lane in claim order, without taking any.
+define {
+  name    = "ff_scan_eligible",
+  args    = { "lane_id:str", "limit:int" },
+  returns = { "eligible" },
+  errors  = { "invalid_input" },
+  flags   = { "no-writes" },
+  run = function(p, a)
+    if a.limit < 1 or a.limit > LIMITS.PAGE_MAX_N then return reply.reject("invalid_input", "limit") end
+    local lane, ids = lanes.named(p, a.lane_id, false), {}
+    if lane then
+      local caps = redis.call("HKEYS", keys.caps(p, lane.no))
+      table.sort(caps)
+      table.insert(caps, 1, "-")
+      local all = {}
+      for i = 1, #caps do
+        local got = redis.call("ZRANGE", keys.queue(p, lane.no, caps[i]), 0, a.limit - 1, "WITHSCORES")
+        for j = 1, #got, 2 do all[#all + 1] = { tonumber(got[j + 1]), got[j] } end
+      end
+      table.sort(all, function(l, r) return l[1] < r[1] or (l[1] == r[1] and l[2] < r[2]) end)
+      for i = 1, math.min(#all, a.limit) do ids[i] = p.id_prefix .. all[i][2] end
+    end
+    return { "eligible", ids }
+  end,
+}

@@ -1,0 +1,261 @@
+-- control.lua -- what changes an execution's course: cancel, delay, give back, expire, priority, replay, tags.
+
+-- End now what does not run; ask the holder of what does. During the grace a completion or a final
+-- failure still wins; every other end of the lease ends the execution as cancelled.
+define {
+  name    = "ff_cancel_execution",
+  args    = { "execution_id:id", "reason:str", "source:str", "lease_id:str?", "lease_epoch:int?", "attempt_id:str?", "grace_ms:int?" },
+  returns = { "cancelled", "cancel_requested", "already_terminal" },
+  errors  = { "execution_not_found", "partial_fence_triple", "stale_lease", "lease_revoked", "lease_expired", "invalid_grace_ms" },
+  flags   = { "allow-oom" },
+  run = function(p, a)
+    local x = record.load(p, a.execution_id)
+    if not x then return reply.reject("execution_not_found") end
+    local full = p.id_prefix .. x.id
+    local given = (a.lease_id and 1 or 0) + (a.lease_epoch and 1 or 0) + (a.attempt_id and 1 or 0)
+    if given > 0 and given < 3 then return reply.reject("partial_fence_triple") end
+    if a.grace_ms and (a.grace_ms < 0 or a.grace_ms > LIMITS.SPAN_MAX_MS) then return reply.reject("invalid_grace_ms") end
+    if state.is_terminal(x.state) then
+      if x.state == "cancelled" then
+        fence.replayed(p)
+        return { "cancelled", full, "cancelled" }
+      end
+      return { "already_terminal", full, x.state }
+    end
+    if given == 3 then
+      local refusal = fence.check(p, x, a.lease_id .. " " .. string.format("%.0f", a.lease_epoch) .. " " .. a.attempt_id, "cancel")
+      if refusal then return refusal end
+    elseif x.state == "active" and a.source ~= "operator_override" then
+      if x.cancel_until then
+        fence.replayed(p)
+        return { "cancel_requested", full, tonumber(x.cancel_until) }
+      end
+      local until_ms = p.now + (a.grace_ms or LIMITS.CANCEL_GRACE_MS)
+      record.describe(p, x, "cancel_reason", string.sub(a.reason, 1, LIMITS.REASON_BYTES), "cancelled_by", string.sub(a.source, 1, 64))
+      record.write(p, x, "cancel_until", until_ms)
+      timers.set(p, "cancel_grace", x.id, until_ms)
+      events.add(p, x, x.state, x.state, "cancel_requested")
+      wake.worker(p, record.worker(x), "cancel " .. full)
+      return { "cancel_requested", full, until_ms }
+    end
+    local holder = x.state == "active" and record.worker(x) or ""
+    record.describe(p, x, "cancel_reason", string.sub(a.reason, 1, LIMITS.REASON_BYTES), "cancelled_by", string.sub(a.source, 1, 64))
+    attempt.cancel_now(p, x, a.source, "cancel")
+    wake.worker(p, holder, "cancel " .. full)
+    return { "cancelled", full, x.state }
+  end,
+}
+
+due.on("cancel_grace", function(p, id)
+  local x = record.load(p, id)
+  if x and x.cancel_until and tonumber(x.cancel_until) <= p.now and not state.is_terminal(x.state) then
+    local holder = record.worker(x)
+    attempt.cancel_now(p, x, "cancel_grace")
+    wake.worker(p, holder, "cancel " .. p.id_prefix .. id)
+  end
+end)
+
+-- Give the lease up until a time; the same attempt goes on then.
+define {
+  name    = "ff_delay_execution",
+  args    = { "execution_id:id", "fence:fence?", "attempt_index:int", "delay_until:int", "source:str" },
+  returns = { "delayed" },
+  errors  = { "execution_not_found", "terminal", "stale_lease", "lease_revoked", "lease_expired", "fence_required", "no_active_lease", "invalid_input" },
+  flags   = { "allow-oom" },
+  run = function(p, a)
+    local x = record.load(p, a.execution_id)
+    local refusal = fence.resolve(p, x, a.fence, a.source, "delay")
+    if refusal == "replay" then
+      fence.replayed(p)
+      return { "delayed", p.id_prefix .. x.id, "delayed" }
+    end
+    if refusal then return refusal end
+    if a.delay_until < 0 or a.delay_until > p.now + LIMITS.SPAN_MAX_MS then return reply.reject("invalid_input", "delay_until") end
+    if attempt.cancelled_instead(p, x, "delay") then return { "delayed", p.id_prefix .. x.id, x.state } end
+    state.move(p, x, "delayed", "delay", "reason", "waiting_for_delay", "due", math.max(a.delay_until, p.now), "next", "resumed",
+      "attempt_left_ms", attempt.left_ms(p, x), "attempt_deadline_at", false, "lease_expires_at", false, "ended_by", "delay",
+      "unseen", false, "moved_at", p.now)
+    return { "delayed", p.id_prefix .. x.id, "delayed" }
+  end,
+}
+
+due.on("delay", function(p, id)
+  local x = record.load(p, id)
+  if x and x.state == "delayed" and tonumber(x.due) <= p.now then
+    state.move(p, x, "ready", "due", "reason", false, "turn", queue.turn(p, x, true))
+  end
+end)
+
+-- Give a claimed job back without an outcome. reason:
+--   hand_back     the worker stops; the same attempt goes on elsewhere (100 in a row, the next is a crash)
+--   refused       admission said no: back to its place, the attempt not used up
+--   unknown_task  this worker does not know the task: blocked until one does, or failed after a while
+define {
+  name    = "ff_unclaim",
+  args    = { "execution_id:id", "fence:fence", "reason:str" },
+  returns = { "unclaimed" },
+  errors  = { "execution_not_found", "terminal", "stale_lease", "lease_revoked", "lease_expired", "invalid_input" },
+  flags   = { "allow-oom" },
+  run = function(p, a)
+    local x = record.load(p, a.execution_id)
+    local refusal = fence.check(p, x, a.fence, "unclaim")
+    if refusal == "replay" then
+      fence.replayed(p)
+      return { "unclaimed", p.id_prefix .. x.id, x.state }
+    end
+    if refusal then return refusal end
+    if a.reason ~= "hand_back" and a.reason ~= "refused" and a.reason ~= "unknown_task" then return reply.reject("invalid_input", "reason") end
+    if attempt.cancelled_instead(p, x, "unclaim") then return { "unclaimed", p.id_prefix .. x.id, x.state } end
+    if a.reason == "hand_back" then
+      local n = record.number(x, "hand_backs") + 1
+      if n > LIMITS.HAND_BACKS_N then
+        record.write(p, x, "hand_backs", false, "ended_by", "unclaim")
+        attempt.interrupt(p, x, "reclaimable", "hand_backs", record.number(x, "crashes") + 1, 0)
+      else
+        state.move(p, x, "ready", "hand_back", "next", "resumed", "hand_backs", n, "turn", queue.turn(p, x, false), "unseen", false,
+          "attempt_left_ms", attempt.left_ms(p, x), "attempt_deadline_at", false, "lease_expires_at", false, "ended_by", "unclaim", "moved_at", p.now)
+      end
+    elseif a.reason == "refused" then
+      state.move(p, x, "ready", "refused", "turn", queue.turn(p, x, false), "attempt_deadline_at", false, "lease_expires_at", false,
+        "ended_by", "unclaim", "moved_at", p.now, attempt.unbegin(x))
+    else
+      state.move(p, x, "blocked", "unknown_task", "reason", "waiting_for_capable_worker", "attempt_deadline_at", false,
+        "lease_expires_at", false, "ended_by", "unclaim", "moved_at", p.now, attempt.unbegin(x))
+      redis.call("ZADD", keys.unknown(p), p.now, x.id)
+      timers.set(p, "unknown_task", x.id, p.now + LIMITS.UNKNOWN_TASK_MS)
+    end
+    return { "unclaimed", p.id_prefix .. x.id, x.state }
+  end,
+}
+
+due.on("unknown_task", function(p, id)
+  redis.call("ZREM", keys.unknown(p), id)
+  local x = record.load(p, id)
+  if x and x.state == "blocked" and x.reason == "waiting_for_capable_worker" then
+    record.describe(p, x, "reason", "no worker knows task " .. x.task, "category", "unknown_task", "traceback", "")
+    state.finish(p, x, "failed", "unknown_task")
+  end
+end)
+
+-- End by time. attempt_timeout is a failure that may be retried; any other reason is final.
+define {
+  name    = "ff_expire_execution",
+  args    = { "execution_id:id", "expire_reason:str" },
+  returns = { "expired", "already_terminal", "retry_scheduled" },
+  errors  = { "execution_not_found", "no_active_lease", "invalid_input" },
+  flags   = { "allow-oom" },
+  run = function(p, a)
+    local x = record.load(p, a.execution_id)
+    if not x then return reply.reject("execution_not_found") end
+    if a.expire_reason == "" or #a.expire_reason > 64 or string.find(a.expire_reason, "%c") then return reply.reject("invalid_input", "expire_reason") end
+    if state.is_terminal(x.state) then return { "already_terminal" } end
+    if a.expire_reason == "attempt_timeout" then
+      if x.state ~= "active" then return reply.reject("no_active_lease", x.state) end
+      if attempt.fail(p, x, "the attempt ran out of time", "timeout", "") == "delayed" then
+        return { "retry_scheduled", tonumber(x.due), record.number(x, "attempt") + 1 }
+      end
+      return { "expired", p.id_prefix .. x.id }
+    end
+    local holder = x.state == "active" and record.worker(x) or ""
+    state.finish(p, x, "expired", a.expire_reason)
+    wake.worker(p, holder, "cancel " .. p.id_prefix .. x.id)
+    return { "expired", p.id_prefix .. x.id }
+  end,
+}
+
+due.on("deadline", function(p, id)
+  local x = record.load(p, id)
+  if x and not state.is_terminal(x.state) and x.deadline_at and tonumber(x.deadline_at) <= p.now and x.next ~= "compensation" then
+    local holder = x.state == "active" and record.worker(x) or ""
+    state.finish(p, x, "expired", "execution_deadline")
+    wake.worker(p, holder, "cancel " .. p.id_prefix .. id)
+  end
+end)
+
+-- A new priority takes effect at once for what is ready, later for everything else; the turn stays.
+define {
+  name    = "ff_change_priority",
+  args    = { "execution_id:id", "new_priority:int", "lane_id:str" },
+  returns = { "changed" },
+  errors  = { "execution_not_found", "terminal", "invalid_input" },
+  flags   = { "allow-oom" },
+  run = function(p, a)
+    local x = record.load(p, a.execution_id)
+    if not x then return reply.reject("execution_not_found") end
+    if a.new_priority < LIMITS.PRIORITY_MIN or a.new_priority > LIMITS.PRIORITY_MAX then return reply.reject("invalid_input", "new_priority") end
+    if a.lane_id ~= "" and a.lane_id ~= lanes.name(p, x.lane) then return reply.reject("invalid_input", "lane_id") end
+    if state.is_terminal(x.state) then return reply.reject("terminal", x.state) end
+    if a.new_priority ~= record.number(x, "priority") then
+      record.write(p, x, "priority", a.new_priority ~= 0 and a.new_priority or false, "moved_at", p.now)
+      if state.is_queued(x.state) then queue.enter(p, x) end
+      events.add(p, x, x.state, x.state, "priority " .. a.new_priority)
+    end
+    return { "changed", p.id_prefix .. x.id }
+  end,
+}
+
+-- Run a finished execution again, clean: counters, failure, result and deadline start anew. `resume` keeps
+-- finished steps, `fresh` forgets them and the pinned version.
+define {
+  name    = "ff_replay_execution",
+  args    = { "execution_id:id", "mode:str" },
+  returns = { "replayed" },
+  errors  = { "execution_not_found", "execution_not_terminal", "max_replays_exhausted", "invalid_input" },
+  flags   = { "allow-oom" },
+  run = function(p, a)
+    local x = record.load(p, a.execution_id)
+    if not x then return reply.reject("execution_not_found") end
+    if a.mode ~= "resume" and a.mode ~= "fresh" then return reply.reject("invalid_input", "mode is resume or fresh") end
+    if not state.is_terminal(x.state) then return reply.reject("execution_not_terminal", x.state) end
+    local cap = policy.field(policy.of(p, x), "max_replay_count") or 10
+    if record.number(x, "replays") >= cap then return reply.reject("max_replays_exhausted", cap) end
+    if x.result_kept then redis.call("UNLINK", keys.result(p, x.id)) end
+    if x.detail then redis.call("HDEL", keys.detail(p, x.id), "reason", "category", "traceback", "cancel_reason", "cancelled_by", "progress") end
+    if x.attempt then attempt.close(p, x, "ended_" .. state.TABLE[x.state].outcome, "replayed") end
+    local deadline = x.deadline_ms and p.now + tonumber(x.deadline_ms)
+    if deadline then timers.set(p, "deadline", x.id, deadline) end
+    state.move(p, x, "ready", "replay " .. a.mode, "next", "replay", "replays", record.number(x, "replays") + 1, "run", record.number(x, "run") + 1,
+      "turn", queue.turn(p, x, true), "deadline_at", deadline or false, "ended_at", false, "result_kept", false, "result_encoding", false,
+      "retries", false, "crashes", false, "unseen", false, "hand_backs", false, "ended_by", false, "progress", false,
+      "attempt_deadline_at", false, "attempt_left_ms", false, "moved_at", p.now)
+    return { "replayed", "waiting" }
+  end,
+}
+
+-- Set tags (their keys carry a namespace: "shop.tenant"); an empty value removes one.
+define {
+  name    = "ff_set_execution_tags",
+  args    = { "execution_id:id", "tags:json" },
+  returns = { "ok" },
+  errors  = { "execution_not_found", "invalid_tag_key", "invalid_input" },
+  flags   = { "allow-oom" },
+  run = function(p, a)
+    local x = record.load(p, a.execution_id)
+    if not x then return reply.reject("execution_not_found") end
+    if type(a.tags) ~= "table" then return reply.reject("invalid_input", "tags") end
+    local names = {}
+    for name, value in pairs(a.tags) do -- order-free
+      if type(name) ~= "string" or #name > LIMITS.NAME_BYTES or not string.find(name, "^[a-z][a-z0-9_]*%.[%w_.%-]+$") then
+        return reply.reject("invalid_tag_key", name)
+      end
+      if type(value) ~= "string" or #value > LIMITS.TAG_VALUE_BYTES then return reply.reject("invalid_input", "tag " .. name) end
+      names[#names + 1] = name
+    end
+    table.sort(names)
+    local kept, flat = {}, record.tags(p, x)
+    local n = #flat / 2
+    for i = 1, #flat, 2 do kept[flat[i]] = true end
+    for i = 1, #names do
+      if a.tags[names[i]] == "" then n = n - (kept[names[i]] and 1 or 0) else n = n + (kept[names[i]] and 0 or 1) end
+    end
+    if n > LIMITS.TAGS_N then return reply.reject("invalid_input", "more than " .. LIMITS.TAGS_N .. " tags") end
+    local set, gone = {}, {}
+    for i = 1, #names do
+      if a.tags[names[i]] == "" then gone[#gone + 1] = "t:" .. names[i]
+      else set[#set + 1] = "t:" .. names[i]; set[#set + 1] = a.tags[names[i]] end
+    end
+    if #set > 0 then record.describe(p, x, unpack(set)) end
+    if #gone > 0 then redis.call("HDEL", keys.detail(p, x.id), unpack(gone)) end
+    return { "ok", n }
+  end,
+}

@@ -1,0 +1,206 @@
+-- execution.lua -- how an execution comes to be: create one, create many.
+--
+-- An id is minted by the client and taken while its record or its tombstone exists, so every create may
+-- be sent again: same digest, the execution that exists; another digest, a conflict.
+
+local function check_names(a)
+  if #a.lane_id > LIMITS.NAME_BYTES or string.find(a.lane_id, "[%c%s{}#]") or a.lane_id == "" then return reply.reject("invalid_input", "lane_id") end
+  if #a.execution_kind > LIMITS.NAME_BYTES or string.find(a.execution_kind, "[%c%s{}]") or a.execution_kind == "" then
+    return reply.reject("invalid_input", "execution_kind")
+  end
+  if #a.namespace > LIMITS.NAME_BYTES or string.find(a.namespace, "[%c%s{}]") or a.namespace == "" then return reply.reject("invalid_input", "namespace") end
+  if a.priority < LIMITS.PRIORITY_MIN or a.priority > LIMITS.PRIORITY_MAX then return reply.reject("invalid_input", "priority") end
+  if #a.creator_identity > LIMITS.TAG_VALUE_BYTES then return reply.reject("invalid_input", "creator_identity") end
+  if a.version < 1 or a.version > 1000000000 then return reply.reject("invalid_input", "version") end
+end
+
+-- Flat, length-prefixed pairs ("<bytes>:<text>" each), so that any text survives without an escape.
+-- nil when malformed or out of bounds.
+local function unpack_pairs(packed)
+  local flat, at = {}, 1
+  while at <= #packed do
+    local colon = string.find(packed, ":", at, true)
+    local n = colon and tonumber(string.sub(packed, at, colon - 1))
+    if not n or n < 0 or colon + n > #packed then return nil end
+    flat[#flat + 1] = string.sub(packed, colon + 1, colon + n)
+    at = colon + n + 1
+  end
+  if #flat % 2 == 1 or #flat > 2 * LIMITS.TAGS_N then return nil end
+  return flat
+end
+
+-- Tag keys carry a namespace of their owner: "shop.tenant".
+local function check_tags(flat)
+  for i = 1, #flat, 2 do
+    if #flat[i] > LIMITS.NAME_BYTES or not string.find(flat[i], "^[a-z][a-z0-9_]*%.[%w_.%-]+$") then return reply.reject("invalid_tag_key", flat[i]) end
+    if #flat[i + 1] > LIMITS.TAG_VALUE_BYTES then return reply.reject("invalid_input", "tag " .. flat[i]) end
+  end
+end
+
+-- What is the same for every execution of a call: names, policy, times. A refusal, or the plan.
+local function plan_of(p, a)
+  local refusal = check_names(a)
+  if refusal then return refusal end
+  local plan = { priority = a.priority, due = a.delay_until, deadline = a.execution_deadline_at }
+  if a.policy then
+    local pol = policy.decode(a.policy)
+    if not pol then return reply.reject("invalid_policy_json") end
+    plan.tokens = policy.field(policy.field(pol, "routing_requirements"), "required_capabilities")
+    if plan.tokens then
+      if type(plan.tokens) ~= "table" or #plan.tokens > LIMITS.CAPABILITIES_N then return reply.reject("invalid_capabilities", "required") end
+      for i = 1, #plan.tokens do
+        if type(plan.tokens[i]) ~= "string" or plan.tokens[i] == "" or string.find(plan.tokens[i], "[,%c%s]") then
+          return reply.reject("invalid_capabilities", "token " .. i)
+        end
+      end
+      if #table.concat(plan.tokens, ",") > LIMITS.CAPABILITIES_BYTES then return reply.reject("invalid_capabilities", "too many bytes") end
+    end
+    if plan.priority == 0 then plan.priority = policy.field(pol, "priority") or 0 end
+    plan.due = plan.due or policy.field(pol, "delay_until")
+    plan.deadline_ms = policy.field(policy.field(pol, "timeout_policy"), "execution_deadline_ms")
+    if not plan.deadline and plan.deadline_ms then plan.deadline = p.now + plan.deadline_ms end
+  end
+  if plan.priority < LIMITS.PRIORITY_MIN or plan.priority > LIMITS.PRIORITY_MAX then return reply.reject("invalid_input", "priority") end
+  if plan.due and (plan.due < 0 or plan.due > p.now + LIMITS.SPAN_MAX_MS) then return reply.reject("invalid_input", "delay_until") end
+  if plan.deadline and (plan.deadline < 0 or plan.deadline > p.now + LIMITS.SPAN_MAX_MS) then
+    return reply.reject("invalid_input", "execution_deadline_at")
+  end
+  if plan.deadline and not plan.deadline_ms then plan.deadline_ms = math.max(1, plan.deadline - p.now) end
+  local lane = lanes.named(p, a.lane_id, false)
+  if lane and (lane.state == "draining" or lane.state == "disabled") then return reply.reject("lane_closed", lane.state) end
+  return nil, plan
+end
+
+-- Writes of the plan that later executions share: the lane, its capability set, the policy.
+local function open_plan(p, a, plan)
+  local lane = lanes.named(p, a.lane_id, true)
+  if not lane then return reply.reject("too_many_names", "lanes") end
+  plan.lane = lane
+  if plan.tokens and #plan.tokens > 0 then
+    plan.cap = queue.capability_set(p, lane, plan.tokens)
+    if not plan.cap then return reply.reject("too_many_names", "capability sets of lane " .. a.lane_id) end
+  end
+  if a.policy and a.policy ~= "" then plan.policy = policy.intern(p, a.policy) or "d" end
+end
+
+-- Does this id exist already? nil: it is free. Otherwise an answer for the caller.
+local function existing(p, id, digest)
+  local known = redis.call("HMGET", keys.core(p, id), "s", "dg")
+  if known[1] then
+    if known[2] and known[2] ~= digest then return "idempotency_conflict" end
+    fence.replayed(p)
+    return "duplicate", known[1]
+  end
+  if string.sub(id, 15, 15) == "8" then
+    local tomb = redis.call("HGET", keys.tombs(p, id), id)
+    if tomb then
+      local until_ms, kept = string.match(tomb, "^(%d+) (.*)$")
+      if tonumber(until_ms) >= p.now then
+        if kept ~= digest then return "idempotency_conflict" end
+        fence.replayed(p)
+        return "duplicate", "purged"
+      end
+    end
+  end
+end
+
+-- Write one execution of a plan. Everything that could be refused has been.
+local function create(p, a, plan, id, payload, digest, fairness_key, tags)
+  local x = { id = id, lane = plan.lane.no, priority = plan.priority ~= 0 and tostring(plan.priority) or nil, cap = plan.cap }
+  if fairness_key then x.fair = string.sub(redis.sha1hex(fairness_key), 1, 12) end
+  redis.call("SET", keys.payload(p, id), payload)
+  local has_detail = #tags > 0 or a.creator_identity ~= "" or plan.policy == "d"
+  if has_detail then
+    local text = {}
+    for i = 1, #tags, 2 do
+      text[#text + 1] = "t:" .. tags[i]
+      text[#text + 1] = tags[i + 1]
+    end
+    if a.creator_identity ~= "" then text[#text + 1] = "creator"; text[#text + 1] = a.creator_identity end
+    if plan.policy == "d" then text[#text + 1] = "policy"; text[#text + 1] = a.policy end
+    redis.call("HSET", keys.detail(p, id), unpack(text))
+  end
+  local fields = { "lane", x.lane, "task", a.execution_kind, "created_at", p.now, "digest", digest, "next", "initial" }
+  local function also(name, value) if value then fields[#fields + 1] = name; fields[#fields + 1] = value end end
+  also("priority", x.priority)
+  also("cap", x.cap)
+  also("fair", x.fair)
+  also("policy", plan.policy)
+  also("detail", has_detail and "1")
+  also("version", a.version ~= 1 and a.version)
+  also("namespace", a.namespace ~= "default" and a.namespace)
+  also("payload_encoding", a.payload_encoding)
+  also("deadline_at", plan.deadline)
+  also("deadline_ms", plan.deadline_ms)
+  if plan.deadline then timers.set(p, "deadline", id, plan.deadline) end
+  if plan.due and plan.due > p.now then
+    x.due = tostring(plan.due)
+    also("due", plan.due)
+    also("reason", "waiting_for_delay")
+    state.move(p, x, "delayed", nil, unpack(fields))
+    return "delayed"
+  end
+  also("turn", queue.turn(p, x, true))
+  state.move(p, x, "ready", nil, unpack(fields))
+  return "waiting"
+end
+
+define {
+  name    = "ff_create_execution",
+  args    = { "execution_id:id", "namespace:str", "lane_id:str", "execution_kind:str", "input_payload:blob", "payload_encoding:str?",
+              "priority:int", "creator_identity:str", "tags:blob", "policy:str?", "delay_until:int?", "execution_deadline_at:int?",
+              "digest:blob", "version:int", "fairness_key:str?" },
+  returns = { "created", "duplicate" },
+  errors  = { "invalid_input", "invalid_tag_key", "invalid_policy_json", "invalid_capabilities", "payload_too_large",
+              "idempotency_conflict", "lane_closed", "too_many_names" },
+  flags   = {},   -- refused over maxmemory: it admits new work
+  run = function(p, a)
+    local refusal, plan = plan_of(p, a)
+    local known, public = existing(p, a.execution_id, a.digest)
+    if known == "duplicate" then return { "duplicate", p.id_prefix .. a.execution_id } end
+    if known then return reply.reject(known, p.id_prefix .. a.execution_id) end
+    if refusal then return refusal end
+    if #a.input_payload > LIMITS.PAYLOAD_BYTES then return reply.reject("payload_too_large", #a.input_payload) end
+    local tags = unpack_pairs(a.tags)
+    if not tags then return reply.reject("invalid_input", "tags") end
+    refusal = check_tags(tags) or open_plan(p, a, plan)
+    if refusal then return refusal end
+    public = create(p, a, plan, a.execution_id, a.input_payload, a.digest, a.fairness_key, tags)
+    return { "created", p.id_prefix .. a.execution_id, public }
+  end,
+}
+
+-- Up to ROWS_N executions of one task in one partition; each is answered on its own.
+define {
+  name    = "ff_create_many",
+  args    = { "namespace:str", "lane_id:str", "execution_kind:str", "version:int", "payload_encoding:str?", "priority:int",
+              "creator_identity:str", "policy:str?", "delay_until:int?", "execution_deadline_at:int?",
+              "items:rows(execution_id:id,digest:blob,payload:blob,fairness_key:str?,tags:blob?)" },
+  returns = { "created_many" },
+  errors  = {},   -- every refusal is an item's
+  flags   = {},
+  run = function(p, a)
+    local unfit, plan = plan_of(p, a)
+    local items, opened = {}, false
+    for i = 1, #a.items do
+      local row, known, public = a.items[i], nil, nil
+      local tags = row.tags and unpack_pairs(row.tags) or (not row.tags and {} or nil)
+      if row.bad then known = "invalid_input"
+      elseif not tags then known = "invalid_input"
+      elseif check_tags(tags) then known = check_tags(tags)[2]
+      elseif #row.payload > LIMITS.PAYLOAD_BYTES then known = "payload_too_large"
+      else known, public = existing(p, row.execution_id, row.digest) end
+      if not known and not unfit and not opened then
+        unfit, opened = open_plan(p, a, plan), true
+      end
+      if known == "duplicate" then
+        items[i] = { "duplicate", public }
+      elseif known or unfit then
+        items[i] = { "error", known or unfit[2] }
+      else
+        items[i] = { "created", create(p, a, plan, row.execution_id, row.payload, row.digest, row.fairness_key, tags) }
+      end
+    end
+    return { "created_many", items }
+  end,
+}

@@ -1,0 +1,76 @@
+-- hold.lua -- stop work of one task, or with one tag, from starting; let it go again.
+
+local function check(a)
+  if not (string.find(a.what, "^task:[^%c%s{}]+$") or string.find(a.what, "^tag:[a-z][a-z0-9_]*%.[%w_.%-]+=.*$")) or #a.what > 512 then
+    return reply.reject("invalid_input", "what is task:<name> or tag:<key>=<value>")
+  end
+end
+
+define {
+  name    = "ff_hold",
+  args    = { "what:str", "reason:str" },
+  returns = { "held", "already_held" },
+  errors  = { "invalid_input", "too_many_names" },
+  flags   = { "allow-oom" },
+  run = function(p, a)
+    local refusal = check(a)
+    if refusal then return refusal end
+    local key = keys.holds(p)
+    if redis.call("HEXISTS", key, a.what) == 1 then return { "already_held" } end
+    if p.holds_n >= LIMITS.HOLDS_N then return reply.reject("too_many_names", "holds") end
+    redis.call("HSET", key, a.what, string.sub(a.reason, 1, 1024))
+    lanes.note(p, "holds", p.holds_n + 1)
+    return { "held" }
+  end,
+}
+
+define {
+  name    = "ff_release",
+  args    = { "what:str" },
+  returns = { "released", "not_held" },
+  errors  = { "invalid_input" },
+  flags   = { "allow-oom" },
+  run = function(p, a)
+    local refusal = check(a)
+    if refusal then return refusal end
+    if redis.call("HDEL", keys.holds(p), a.what) == 0 then return { "not_held" } end
+    lanes.note(p, "holds", math.max(0, p.holds_n - 1))
+    timers.set(p, "release", "held", p.now)
+    return { "released" }
+  end,
+}
+
+-- Let go what nothing holds any more, a bounded number per tick.
+due.on("release", function(p, id)
+  local cursor, freed = redis.call("ZRANGE", keys.held(p), 0, LIMITS.ROWS_N - 1), 0
+  for i = 1, #cursor do
+    local x = record.load(p, cursor[i])
+    local still = x and x.state == "blocked" and x.reason == "paused_by_operator"
+    if not still or not holds.of(p, x) then
+      redis.call("ZREM", keys.held(p), cursor[i])
+      freed = freed + 1
+      if still then
+        state.move(p, x, x.next == "reclaim" and "reclaimable" or "ready", "released", "reason", false, "turn", queue.turn(p, x, false))
+      end
+    end
+  end
+  if #cursor == LIMITS.ROWS_N and freed > 0 then timers.set(p, "release", id, p.now) end
+end)
+
+define {
+  name    = "ff_list_holds",
+  args    = {},
+  returns = { "holds" },
+  errors  = {},
+  flags   = { "no-writes" },
+  run = function(p)
+    local flat, names, reasons, out = redis.call("HGETALL", keys.holds(p)), {}, {}, {}
+    for i = 1, #flat, 2 do
+      names[#names + 1] = flat[i]
+      reasons[flat[i]] = flat[i + 1]
+    end
+    table.sort(names)
+    for i = 1, #names do out[i] = { names[i], reasons[names[i]] } end
+    return { "holds", out }
+  end,
+}

@@ -1,0 +1,138 @@
+-- shared/attempt.lua -- how a lease begins, and how an attempt ends without ending its execution.
+--
+-- An attempt is one try under one index. Its lease may change (suspend, hand back) without a new
+-- attempt; a retry, a reclaim or a replay is a new one. lease_epoch = max(previous + 1, now): it rises
+-- even across a failover that lost writes.
+
+local attempt = {}
+
+-- Lease a record to a worker. `attempt_id` nil: the lease id names a new attempt. The record's `next`
+-- stays and says how this attempt came about.
+function attempt.begin(p, x, lease_id, ttl_ms, why, attempt_id, worker, timeout_ms)
+  local epoch = math.max(record.number(x, "lease_epoch") + 1, p.now)
+  local pol = policy.of(p, x)
+  local resumed = x.next == "resumed"
+  local index, kept_id, deadline
+  if resumed then
+    index = x.attempt
+    kept_id = x.attempt_id or x.lease_id
+    deadline = x.attempt_left_ms and p.now + tonumber(x.attempt_left_ms)
+  else
+    index = x.attempt and tostring(tonumber(x.attempt) + 1) or "0"
+    kept_id = attempt_id or lease_id
+    local timeout = timeout_ms or policy.field(policy.field(pol, "timeout_policy"), "attempt_timeout_ms")
+    deadline = timeout and p.now + timeout
+  end
+  ttl_ms = policy.field(pol, "lease_ms") or ttl_ms
+  local expires = p.now + ttl_ms
+  if deadline and deadline < expires then expires = deadline end
+  state.move(p, x, "active", why,
+    "lease_epoch", epoch, "lease_id", lease_id, "lease_expires_at", expires, "attempt", index,
+    "attempt_id", kept_id ~= lease_id and kept_id or false, "worker", worker or false,
+    "started_at", x.started_at or p.now, "attempt_started_at", (x.started_at and not resumed) and p.now or x.attempt_started_at or false,
+    "attempt_deadline_at", deadline or false, "attempt_left_ms", false, "ended_by", false,
+    "due", false, "grant", false, "reason", false)
+end
+
+-- Where an attempt began.
+function attempt.started_at(x) return x.attempt_started_at or x.started_at or "0" end
+
+-- Undo a claim that did not start: the attempt's index is not used up, and the next claim is of the same
+-- kind as this one was. Fields for the move that gives the lease up.
+function attempt.unbegin(x)
+  if x.next == "resumed" then return "attempt", x.attempt end
+  local index = tonumber(x.attempt or "0")
+  return "attempt", index > 0 and tostring(index - 1) or false
+end
+
+-- Log an attempt that ended while its execution goes on; the last ATTEMPTS_N are kept.
+function attempt.close(p, x, how, category)
+  local key = keys.attempts(p, x.id)
+  redis.call("RPUSH", key, table.concat({ x.attempt or "0", x.attempt_id or x.lease_id or "-", record.worker(x),
+    attempt.started_at(x), p.now, how, category or "-" }, " "))
+  redis.call("LTRIM", key, -LIMITS.ATTEMPTS_N, -1)
+end
+
+-- The attempt's remaining time, for a lease that is given up and taken again later.
+function attempt.left_ms(p, x)
+  return x.attempt_deadline_at and math.max(1, tonumber(x.attempt_deadline_at) - p.now) or false
+end
+
+-- Every end of a lease that is not an end of the execution passes here. A cancel that was requested
+-- meanwhile wins: true means the execution has ended as cancelled.
+function attempt.cancelled_instead(p, x, operation)
+  if not x.cancel_until then return false end
+  attempt.cancel_now(p, x, "cancel_requested", operation)
+  return true
+end
+
+function attempt.cancel_now(p, x, why, operation)
+  state.finish(p, x, "cancelled", why, "ended_by", operation or "cancel")
+end
+
+-- End an attempt as failed: a retry if policy and category allow, else the execution fails.
+-- Answers the state word it led to.
+local NEVER_RETRIED = { fatal = true, permanent = true, invalid_payload = true, unknown_task = true, poisoned = true, cancelled = true }
+
+function attempt.fail(p, x, reason, category, detail, retry_after_ms, given, operation)
+  if attempt.cancelled_instead(p, x, operation) then return "cancelled" end
+  local pol = policy.of(p, x)
+  local retry = policy.field(given, "retry_policy") or (given and given.max_retries and given) or policy.field(pol, "retry_policy")
+  local retries = record.number(x, "retries")
+  local allowed = retry ~= nil and not NEVER_RETRIED[category] and retries < (policy.field(retry, "max_retries") or 3)
+  if allowed then
+    local list = policy.field(retry, "retryable_categories")
+    if type(list) == "table" and #list > 0 then
+      allowed = false
+      for i = 1, #list do if list[i] == category then allowed = true end end
+    end
+  end
+  record.describe(p, x, "reason", string.sub(reason, 1, LIMITS.REASON_BYTES), "category", category, "traceback", detail)
+  if not allowed then
+    state.finish(p, x, "failed", category, "ended_by", operation or false)
+    return "failed"
+  end
+  attempt.close(p, x, "ended_failure", category)
+  local due = p.now + (retry_after_ms or policy.backoff_ms(retry, retries, x.id))
+  state.move(p, x, "delayed", category, "reason", "waiting_for_retry_backoff", "next", "retry", "due", due, "retries", retries + 1,
+    "lease_expires_at", false, "attempt_deadline_at", false, "ended_by", operation or false, "moved_at", p.now, "hand_backs", false)
+  return "delayed"
+end
+
+-- A lease ran out. Heard of since it was taken: a crash. Not heard of: the reply that carried it may have
+-- been lost, so the first in a row counts nothing.
+function attempt.expire_lease(p, x)
+  if attempt.cancelled_instead(p, x) then return "cancelled" end
+  if x.attempt_deadline_at and tonumber(x.attempt_deadline_at) <= p.now then
+    return attempt.fail(p, x, "the attempt ran out of time", "timeout", "")
+  end
+  local crashes, unseen = record.number(x, "crashes"), record.number(x, "unseen")
+  if x.heard == x.lease_epoch then
+    crashes, unseen = crashes + 1, 0
+  else
+    unseen = unseen + 1
+    if unseen > 1 then crashes = crashes + 1 end
+  end
+  return attempt.interrupt(p, x, "reclaimable", "lease_expired", crashes, unseen)
+end
+
+-- Put an interrupted execution back to its queue, or end it when it has crashed too often.
+function attempt.interrupt(p, x, to, why, crashes, unseen)
+  local cap = policy.max_reclaims(policy.of(p, x))
+  if crashes > cap then
+    record.describe(p, x, "reason", "its workers crashed " .. crashes .. " times", "category", "poisoned", "traceback", "")
+    state.finish(p, x, "failed", "poisoned", "crashes", crashes)
+    return "failed"
+  end
+  attempt.close(p, x, "interrupted_reclaimed", why)
+  state.move(p, x, to, why, "next", "reclaim", "turn", queue.turn(p, x, false), "lease_expires_at", false, "moved_at", p.now,
+    "crashes", crashes > 0 and crashes or false, "unseen", unseen > 0 and unseen or false, "attempt_deadline_at", false, "attempt_left_ms", false)
+  return to
+end
+
+-- Store a result and end the execution. The caller has checked the fence and the size.
+function attempt.complete(p, x, result, encoding)
+  if result then redis.call("SET", keys.result(p, x.id), result) end
+  state.finish(p, x, "completed", nil, "ended_by", "complete", "result_kept", result and "1" or false,
+    "result_encoding", encoding or false)
+end

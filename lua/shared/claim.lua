@@ -1,0 +1,153 @@
+-- shared/claim.lua -- pop ready executions and lease them to a worker; the heart of the engine.
+--
+-- A claim looks only at queues its worker can serve. It remembers its last answer per claim slot, so a
+-- worker whose reply was lost asks again with the same claim_id and gets the same leases, as far as they
+-- are still held; otherwise a lost reply would lease jobs to nobody.
+
+local claim = {}
+
+function claim.check(a)
+  if a.limit < 0 or a.limit > LIMITS.ROWS_N then return reply.reject("invalid_input", "limit") end
+  if a.lease_ttl_ms < LIMITS.LEASE_TTL_MIN_MS or a.lease_ttl_ms > LIMITS.LEASE_TTL_MAX_MS then return reply.reject("invalid_input", "lease_ttl_ms") end
+  if #a.worker_instance_id > LIMITS.WORKER_INSTANCE_BYTES or string.find(a.worker_instance_id, "[%c%s]") or a.worker_instance_id == "" then
+    return reply.reject("invalid_input", "worker_instance_id")
+  end
+  local instance = string.match(a.claim_id, "^(.*)%.%w+%.%d+$")
+  if instance ~= a.worker_instance_id or #a.claim_id > LIMITS.LEASE_ID_BYTES - 4 then return reply.reject("invalid_input", "claim_id") end
+  if type(a.lanes) ~= "table" or #a.lanes == 0 or #a.lanes > LIMITS.TAGS_N then return reply.reject("invalid_input", "lanes") end
+  if type(a.capability_sets) ~= "table" then return reply.reject("invalid_input", "capability_sets") end
+  if a.park and (#a.park > LIMITS.WORKER_INSTANCE_BYTES or string.find(a.park, "[%c%s]")) then return reply.reject("invalid_input", "park") end
+end
+
+-- One leased job as the worker gets it (ffcore/contracts/batch.py, ClaimedJob). Payload last read, since
+-- it decides how much one answer may carry.
+local function answer(p, x, lane_name, payload)
+  -- Numbers travel as the record's own text: converting them twice would cost more than the claim.
+  return { p.id_prefix .. x.id, x.lease_id, x.lease_epoch, x.attempt_id or x.lease_id, x.attempt, x.next or "initial", x.lease_expires_at,
+    x.task, x.version or "1", payload, x.payload_encoding or "", policy.text(p, x), lane_name, x.namespace or "default", x.priority or "0",
+    x.created_at, x.deadline_at or "0", x.attempt_deadline_at or "0", x.retries or "0", x.crashes or "0", x.run or "0",
+    x.cancel_until and 1 or 0, x.detail and record.tags(p, x) or {} }
+end
+
+-- Leases of this claim_id that are still held, after a lost reply; nil if the slot's last claim was another.
+local function remembered(p, slot, n)
+  local kept = redis.call("HGET", keys.claims(p), slot)
+  local known, list = string.match(kept or "", "^(%d+) %d+ (.*)$")
+  if known ~= n then return nil end
+  local jobs = {}
+  for id, epoch in string.gmatch(list, "(%S+)@(%d+)") do
+    local x = record.load(p, id)
+    if x and x.state == "active" and x.lease_epoch == epoch then
+      jobs[#jobs + 1] = answer(p, x, lanes.name(p, x.lane), redis.call("GET", keys.payload(p, id)) or "")
+    end
+  end
+  fence.replayed(p)
+  return jobs
+end
+
+-- Why a popped job may not start now; it has been taken care of. nil: it may.
+local function turned_away(p, x)
+  if x.deadline_at and tonumber(x.deadline_at) <= p.now then
+    state.finish(p, x, "expired", "execution_deadline")
+    return "expired"
+  end
+  if p.holds_n > 0 and x.next ~= "compensation" then
+    local why = holds.of(p, x)
+    if why then
+      state.move(p, x, "blocked", why, "reason", "paused_by_operator", "moved_at", p.now)
+      redis.call("ZADD", keys.held(p), tonumber(x.turn or "0"), x.id)
+      return "held"
+    end
+  end
+end
+
+-- Lease up to `want` jobs of one partition. Appends to out.jobs; out.bytes bounds one answer.
+local function lease_from(p, a, want, out)
+  local taken, names, skips = {}, a.lanes, 0
+  local start = out.n % #names
+  for step = 1, #names do
+    local lane = want > 0 and lanes.named(p, names[(start + step - 1) % #names + 1])
+    if lane and (lane.state == "active" or lane.state == "draining") then
+      local asked = want
+      local got = queue.pop(p, lane, a.capability_sets, want)
+      for i = 1, #got, 2 do
+        local id = got[i]
+        local x = record.load(p, id)
+        -- A member without a record is what an interrupted repair leaves; popping it was the repair.
+        if x and state.is_queued(x.state) then
+          if out.bytes >= LIMITS.CLAIM_BYTES or skips >= LIMITS.HOLD_SKIPS_N then
+            queue.put_back(p, x)
+            out.again = true
+          else
+            x.popped = true
+            if turned_away(p, x) then
+              skips = skips + 1
+            else
+              local payload = redis.call("GET", keys.payload(p, id)) or ""
+              out.bytes = out.bytes + #payload
+              attempt.begin(p, x, a.claim_id .. "." .. #out.jobs, a.lease_ttl_ms, "claimed")
+              out.jobs[#out.jobs + 1] = answer(p, x, lane.name, payload)
+              taken[#taken + 1] = id .. "@" .. x.lease_epoch
+              want = want - 1
+            end
+          end
+        end
+      end
+      if skips > 0 and #got == asked * 2 and want > 0 then out.again = true end
+      if lane.revision > out.revision then out.revision = lane.revision end
+    end
+  end
+  if #taken > 0 then
+    local fresh = redis.call("HSET", keys.claims(p), out.slot, out.n .. " " .. string.format("%.0f", p.now) .. " " .. table.concat(taken, " "))
+    if fresh == 1 then timers.reap(p, "claim", out.slot, p.now + 2 * a.lease_ttl_ms) end
+  end
+  return #taken
+end
+
+-- Park the worker under every queue it serves here, or take it out again.
+local function park(p, a, on)
+  for i = 1, #a.lanes do
+    -- A lane nobody has submitted to yet gets its number now, so that its first job can ring us.
+    local lane = lanes.named(p, a.lanes[i], on)
+    if lane then
+      local caps = { "-" }
+      for c = 1, math.min(#a.capability_sets, LIMITS.HEADS_N) do caps[#caps + 1] = a.capability_sets[c] end
+      for c = 1, #caps do
+        local key = keys.park(p, lane.no, caps[c])
+        if on then redis.call("ZADD", key, p.now + LIMITS.PARK_MS + 1000, a.park) else redis.call("ZREM", key, a.park) end
+      end
+    end
+  end
+end
+
+-- Claim over partitions in the order given. The arguments have passed claim.check.
+function claim.batch(ps, a, unpark)
+  local slot, n = string.match(a.claim_id, "^(.*)%.(%d+)$")
+  local out = { jobs = {}, bytes = 0, again = false, revision = 0, slot = slot, n = tonumber(n) }
+  if a.limit > 0 then
+    for i = 1, #ps do
+      local jobs = remembered(ps[i], slot, n)
+      if jobs then
+        for j = 1, #jobs do out.jobs[#out.jobs + 1] = jobs[j] end
+        out.known = true
+      end
+    end
+    if not out.known then
+      local want = a.limit
+      for i = 1, #ps do
+        if want > 0 then
+          due.run(ps[i], LIMITS.CLAIM_TICK_N)
+          queue.flush(ps[i])
+          want = want - lease_from(ps[i], a, want, out)
+        end
+      end
+    end
+  end
+  local parked = a.park ~= nil and a.limit > 0 and #out.jobs == 0 and not out.again
+  if parked then
+    for i = 1, #ps do park(ps[i], a, true) end
+  elseif unpark and a.park and #out.jobs > 0 then
+    for i = 1, #ps do park(ps[i], a, false) end
+  end
+  return { "claimed", ps[1].now, out.jobs, out.again and 1 or 0, out.revision, parked and 1 or 0 }
+end

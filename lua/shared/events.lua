@@ -1,0 +1,28 @@
+-- shared/events.lua -- the partition's feed: every transition, once, in order.
+--
+-- One entry per call, holding all transitions of that call; stream ids are the partition's time, so a
+-- feed never runs back. One transition is one string:
+--   uuid from to epoch attempt lane lease_id reason...
+-- with "-" for what is empty; only the reason may hold spaces, so it comes last.
+
+local events = {}
+
+function events.add(p, x, from, to, why)
+  local list = p.event_writes
+  if not list then
+    list = {}
+    p.event_writes = list
+  end
+  local n = #list
+  list[n + 1] = "e"
+  list[n + 2] = x.id .. " " .. (from or "-") .. " " .. to .. " " .. (x.lease_epoch or "0") .. " " .. (x.attempt or "-")
+    .. " " .. x.lane .. " " .. (x.lease_id or "-") .. " " .. (why or "-")
+end
+
+function events.flush(p)
+  local list = p.event_writes
+  if list then
+    p.event_writes = nil
+    redis.call("XADD", keys.events(p), "MAXLEN", "~", LIMITS.EVENTS_N, string.format("%.0f-*", p.now), unpack(list))
+  end
+end

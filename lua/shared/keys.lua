@@ -1,0 +1,37 @@
+-- shared/keys.lua -- every key name and channel, from the partition's prefix; nowhere else.
+--
+-- All carry the partition's hash tag. Parts are uuids, lane numbers, state words and digests: user text
+-- never becomes part of a key.
+
+local keys = {}
+
+function keys.core(p, id)      return p.key .. ":x:" .. id end   -- hash: the record
+function keys.payload(p, id)   return p.key .. ":p:" .. id end   -- string: opaque bytes
+function keys.result(p, id)    return p.key .. ":r:" .. id end   -- string: opaque bytes
+function keys.detail(p, id)    return p.key .. ":d:" .. id end   -- hash: tags and free text
+function keys.attempts(p, id)  return p.key .. ":a:" .. id end   -- list: attempts that did not end it
+function keys.waiters(p, id)   return p.key .. ":w:" .. id end   -- zset: clients beyond the first, until
+function keys.queue(p, lane, cap)   return p.key .. ":q:" .. lane .. ":" .. cap end   -- zset: ready, by band and turn
+function keys.index(p, lane, state) return p.key .. ":i:" .. lane .. ":" .. state end -- zset: all other states
+function keys.turns(p, lane, band)  return p.key .. ":f:" .. lane .. ":" .. band end  -- zset: virtual finish by fairness key
+function keys.caps(p, lane)    return p.key .. ":caps:" .. lane end  -- hash: digest -> tokens
+function keys.park(p, lane, cap)    return p.key .. ":park:" .. lane .. ":" .. cap end -- zset: idle workers, until
+function keys.timers(p)        return p.key .. ":timers" end
+function keys.reap(p)          return p.key .. ":reap" end
+function keys.schedules(p)     return p.key .. ":schedules" end
+function keys.events(p)        return p.key .. ":ev" end
+function keys.lanes(p)         return p.key .. ":lanes" end      -- hash: name -> number, #number -> name
+function keys.policies(p)      return p.key .. ":policies" end   -- hash: digest -> number, #number -> json
+function keys.claims(p)        return p.key .. ":claims" end     -- hash: slot -> last answer
+function keys.holds(p)         return p.key .. ":holds" end      -- hash: what -> reason
+function keys.held(p)          return p.key .. ":held" end       -- zset: executions held, by turn of holding
+function keys.unknown(p)       return p.key .. ":unknown" end    -- zset: executions of a task no worker knew
+function keys.outbox(p)        return p.key .. ":outbox" end     -- hash: effects owed to other partitions
+function keys.tombs(p, id)     return p.key .. ":tomb:" .. string.sub(id, -3) end -- hash: uuid -> digest and until
+function keys.workers(p)       return p.key .. ":workers" end    -- zset: instance, until
+function keys.worker(p, id)    return p.key .. ":worker:" .. redis.sha1hex(id) end
+function keys.tasks(p)         return p.key .. ":tasks" end      -- hash: task name -> descriptor
+
+function keys.worker_channel(p, name) return p.key .. ":w:" .. name end
+function keys.client_channel(p, name) return p.key .. ":c:" .. name end
+function keys.ticker_channel(p)       return p.key .. ":tick" end

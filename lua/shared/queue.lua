@@ -1,0 +1,182 @@
+-- shared/queue.lua -- the ready executions of a lane, in the order they are claimed.
+--
+-- A queue is one (lane, capability set); its members are ordered by priority band, then by turn. Turns
+-- are start-time fair queueing: a fairness key's next job takes the later of the lane's virtual time and
+-- the key's own finish, so a key that floods a lane queues behind itself, and everybody else does not.
+-- Without fairness keys there is one tenant, and a turn is a plain sequence: strict FIFO.
+-- Order is exact within a partition, statistical across partitions.
+
+local queue = {}
+
+local BAND = 17592186044416   -- 2^44 turns in a band; 201 bands stay below 2^52
+local UNIT = 16               -- virtual time one job costs at weight 1
+
+local function band(x) return LIMITS.PRIORITY_MAX - record.number(x, "priority") end
+local function score(x) return band(x) * BAND + record.number(x, "turn") end
+
+-- Collected index writes, one ZADD and one ZREM per index and call.
+function queue.note(p, key, id, value)
+  local all = p.index_writes
+  if not all then
+    all = { at = {}, order = {} }
+    p.index_writes = all
+  end
+  local set = all.at[key]
+  if not set then
+    set = { at = {}, order = {}, n = 0 }
+    all.at[key] = set
+    all.order[#all.order + 1] = key
+  end
+  timers.note(set, id, value)
+end
+
+function queue.flush(p)
+  local all = p.index_writes
+  if not all then return end
+  p.index_writes = nil
+  for i = 1, #all.order do timers.write(all.order[i], all.at[all.order[i]]) end
+end
+
+-- The next turn of a lane for a job. Virtual time and finishes are kept per band, in one small set:
+-- member "-" is the lane's virtual time, every other member a fairness key's finish.
+local function next_turn(p, x)
+  local lane = lanes.of(p, x.lane)
+  local turn = lane.turn
+  local key = keys.turns(p, lane.no, band(x))
+  if x.fair and not lane.keyed then
+    -- First fairness key of the lane: newcomers start level with what is served next, not with zero.
+    lane.keyed = true
+    lanes.note(p, "k" .. lane.no, 1)
+  end
+  if not lane.keyed then
+    lane.turn = turn + UNIT
+    lanes.note(p, "f" .. lane.no, lane.turn)
+    return turn
+  end
+  local seen = p.turns
+  if not seen then
+    seen = {}
+    p.turns = seen
+  end
+  local at = seen[key]
+  if not at then
+    local virtual = tonumber(redis.call("ZSCORE", key, "-") or "-1")
+    if virtual < 0 then
+      local head = redis.call("ZRANGE", keys.queue(p, lane.no, x.cap or "-"), 0, 0, "WITHSCORES")
+      virtual = head[2] and tonumber(head[2]) % BAND or turn
+      redis.call("ZADD", key, virtual, "-")
+    end
+    at = { virtual = virtual }
+    seen[key] = at
+  end
+  if not x.fair then
+    turn = math.max(turn, at.virtual)
+    lane.turn = turn + UNIT
+    lanes.note(p, "f" .. lane.no, lane.turn)
+    return turn
+  end
+  local finish = at[x.fair] or tonumber(redis.call("ZSCORE", key, x.fair) or "-1")
+  turn = math.max(at.virtual, finish)
+  at[x.fair] = turn + UNIT
+  queue.note(p, key, x.fair, turn + UNIT)
+  return turn
+end
+
+-- The digest of a set of capability tokens (sorted), and the lane's table knows it.
+function queue.capability_set(p, lane, tokens)
+  table.sort(tokens)
+  local text = table.concat(tokens, ",")
+  local digest = string.sub(redis.sha1hex(text), 1, 12)
+  local key = keys.caps(p, lane.no)
+  if redis.call("HEXISTS", key, digest) == 0 then
+    if redis.call("HLEN", key) >= LIMITS.CAP_SETS_N then
+      -- Reuse: a set whose queue is empty can be interned again by the next job that needs it.
+      local known = redis.call("HKEYS", key)
+      table.sort(known)
+      local freed = false
+      for i = 1, #known do
+        if redis.call("EXISTS", keys.queue(p, lane.no, known[i])) == 0 then
+          redis.call("HDEL", key, known[i])
+          freed = true
+          break
+        end
+      end
+      if not freed then return nil end
+    end
+    redis.call("HSET", key, digest, text)
+    lane.revision = lane.revision + 1
+    lanes.note(p, "c" .. lane.no, lane.revision)
+    -- Nobody can be parked under a set nobody knew: ring the lane's idle workers to read the table.
+    for _ = 1, LIMITS.HEADS_N do wake.ring(p, lane.no, "-") end
+  end
+  return digest
+end
+
+-- Put a record into its queue. The turn comes first and must be written with the record.
+function queue.enter(p, x)
+  local cap = x.cap or "-"
+  queue.note(p, keys.queue(p, x.lane, cap), x.id, score(x))
+  wake.ring(p, x.lane, cap)
+end
+
+function queue.leave(p, x)
+  if x.popped then
+    x.popped = nil
+  else
+    queue.note(p, keys.queue(p, x.lane, x.cap or "-"), x.id, false)
+  end
+end
+
+-- A job that becomes eligible for the first time, or after a delay, takes a turn; one that only comes
+-- back (handed back, resumed, reclaimed, unblocked) keeps its own.
+function queue.turn(p, x, fresh)
+  if not fresh and x.turn then return x.turn end
+  return record.text(p, next_turn(p, x))
+end
+
+-- Up to `want` jobs of a lane, best first, over the capability sets given: id, score, id, score.
+-- Pops them: whoever calls this leases them or puts them back in the same call.
+function queue.pop(p, lane, caps, want)
+  local heads = { keys.queue(p, lane.no, "-") }
+  if lane.revision > 0 then
+    for i = 1, math.min(#caps, LIMITS.HEADS_N) do
+      local key = keys.queue(p, lane.no, caps[i])
+      if redis.call("EXISTS", key) == 1 then heads[#heads + 1] = key end
+    end
+  end
+  local got
+  if #heads == 1 then
+    got = redis.call("ZPOPMIN", heads[1], want)
+  else
+    got = {}
+    while #got < want * 2 do
+      local best, best_score
+      for i = 1, #heads do
+        local head = redis.call("ZRANGE", heads[i], 0, 0, "WITHSCORES")
+        if head[2] and (not best or tonumber(head[2]) < best_score) then best, best_score = heads[i], tonumber(head[2]) end
+      end
+      if not best then break end
+      local one = redis.call("ZPOPMIN", best, 1)
+      got[#got + 1], got[#got + 2] = one[1], one[2]
+    end
+  end
+  if lane.keyed and #got > 0 then
+    -- Virtual time follows the turns served, per band; finishes it has passed say nothing any more.
+    local last = {}
+    for i = 2, #got, 2 do
+      local s = tonumber(got[i])
+      last[#last + 1] = { math.floor(s / BAND), s % BAND }
+    end
+    local top = last[#last]
+    local key = keys.turns(p, lane.no, top[1])
+    redis.call("ZREMRANGEBYSCORE", key, "-inf", "(" .. string.format("%.0f", top[2]))
+    redis.call("ZADD", key, top[2], "-")
+    p.turns = nil
+  end
+  return got
+end
+
+-- Put a popped job back where it was.
+function queue.put_back(p, x)
+  redis.call("ZADD", keys.queue(p, x.lane, x.cap or "-"), score(x), x.id)
+end

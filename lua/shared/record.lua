@@ -1,0 +1,110 @@
+-- shared/record.lua -- an execution's record: one small hash, only set fields.
+--
+-- Fields have short names in the store (15 of them stay a 400-byte listpack) and long ones in code; this
+-- table is where they meet. Values stay within 64 bytes, or the hash changes its encoding and triples:
+-- free text lives in the detail hash. A loaded record is a table of strings with `id` beside the fields.
+
+local record = {}
+
+local SHORT = {
+  state = "s", reason = "b", next = "n",           -- the three words all seven state dimensions follow from
+  lane = "l", task = "t", version = "v", namespace = "ns", priority = "p",
+  turn = "q", cap = "cp", fair = "fk",             -- place in the queue, required capabilities, fairness key
+  created_at = "c", started_at = "st", attempt_started_at = "as", ended_at = "e", moved_at = "m",
+  policy = "po", digest = "dg", payload_encoding = "pe", result_encoding = "re", result_kept = "r",
+  attempt = "ai", lease_epoch = "ep", lease_id = "li", attempt_id = "at",  -- attempt_id only where it differs
+  lease_expires_at = "le", worker = "w", heard = "h",                      -- worker only where lease_id does not say
+  attempt_deadline_at = "ax", attempt_left_ms = "al", deadline_at = "dl", deadline_ms = "dm", due = "du",
+  ended_by = "op",                                 -- the operation that ended the last lease, for replays of it
+  retries = "rt", crashes = "cr", unseen = "un", hand_backs = "hb", replays = "rp", run = "rn",
+  cancel_until = "cq", waiter = "wt", detail = "d", progress = "pg", grant = "g", category = "fc",
+  flow = "fl", saga_open = "sg", pending_outcome = "pq", size = "z",
+}
+local LONG
+local function long_names()
+  LONG = {}
+  for long, short in pairs(SHORT) do LONG[short] = long end -- order-free
+  return LONG
+end
+
+-- The record of an id, or nil.
+function record.load(p, id)
+  local flat = redis.call("HGETALL", keys.core(p, id))
+  local n = #flat
+  if n == 0 then return nil end
+  local long, x = LONG or long_names(), { id = id }
+  for i = 1, n, 2 do
+    local name = long[flat[i]]
+    if name then x[name] = flat[i + 1] end -- a field of a newer release is kept and left alone
+  end
+  return x
+end
+
+-- A number as the store keeps it. Most numbers of a call are its instant: formatted once.
+function record.text(p, value)
+  if value == p.now then
+    p.now_text = p.now_text or string.format("%.0f", value)
+    return p.now_text
+  end
+  return string.format("%.0f", value)
+end
+
+-- Write fields given as name, value, name, value; false removes one. Keeps the loaded table in step.
+function record.write(p, x, ...)
+  local given, set, n, gone = { ... }, {}, 0, nil
+  for i = 1, #given, 2 do
+    local name, value = given[i], given[i + 1]
+    if value then
+      if type(value) == "number" then value = record.text(p, value) end
+      set[n + 1] = SHORT[name]
+      set[n + 2] = value
+      n = n + 2
+      x[name] = value
+    elseif x[name] then
+      gone = gone or {}
+      gone[#gone + 1] = SHORT[name]
+      x[name] = nil
+    end
+  end
+  local key = p.key .. ":x:" .. x.id
+  if n > 0 then redis.call("HSET", key, unpack(set)) end
+  if gone then redis.call("HDEL", key, unpack(gone)) end
+end
+
+-- Free text and tags, in the detail hash; the record only says that there is one.
+function record.describe(p, x, ...)
+  redis.call("HSET", keys.detail(p, x.id), ...)
+  if not x.detail then record.write(p, x, "detail", "1") end
+end
+
+function record.number(x, name) return tonumber(x[name]) or 0 end
+function record.full_id(p, id) return p.id_prefix .. id end
+
+-- Who holds (or held) the lease. Ids minted by a batch claim begin with the worker's instance; the event
+-- feed carries the lease id instead, because this match would cost more than the event.
+function record.worker(x)
+  if x.worker then return x.worker end
+  return x.lease_id and string.match(x.lease_id, "^(.*)%.%w+%.%d+%.%d+$") or ""
+end
+
+function record.fence(x)
+  return (x.lease_id or "") .. " " .. (x.lease_epoch or "0") .. " " .. (x.attempt_id or x.lease_id or "")
+end
+
+-- Tags of a record, flat: key, value, ... in key order. Stored in the detail hash under "t:<key>".
+function record.tags(p, x)
+  local tags = {}
+  if not x.detail then return tags end
+  local flat = redis.call("HGETALL", keys.detail(p, x.id))
+  local names, values = {}, {}
+  for i = 1, #flat, 2 do
+    if string.sub(flat[i], 1, 2) == "t:" then
+      local name = string.sub(flat[i], 3)
+      names[#names + 1] = name
+      values[name] = flat[i + 1]
+    end
+  end
+  table.sort(names)
+  for i = 1, #names do tags[#tags + 1] = names[i]; tags[#tags + 1] = values[names[i]] end
+  return tags
+end

@@ -1,0 +1,120 @@
+-- shared/state.lua -- the legal moves, and the one writer of a state.
+--
+-- A record stores three words (state, reason, next) from which all seven dimensions of the contract
+-- follow; the projection is ffcore/states.py, and a test holds the two tables together. `state.move`
+-- changes the record, its index, its timers, the event feed and the bells together; functions are the
+-- guards around it. Every way to end goes through `state.finish`.
+
+local state = {}
+
+-- Where a state is indexed and which timer belongs to it. A queued state lives in its queue.
+state.TABLE = {
+  ready       = { queued = true },
+  reclaimable = { queued = true },               -- the lease ran out
+  revoked     = { queued = true },               -- an operator took the lease away
+  granted     = { timer = "grant" },             -- reserved for one worker
+  delayed     = { timer = "delay" },
+  blocked     = { },
+  active      = { timer = "lease" },
+  suspended   = { },
+  completed   = { outcome = "success" },
+  failed      = { outcome = "failed" },
+  cancelled   = { outcome = "cancelled" },
+  expired     = { outcome = "expired" },
+  skipped     = { outcome = "skipped" },
+}
+
+function state.is_terminal(word) return state.TABLE[word].outcome ~= nil end
+function state.is_queued(word) return state.TABLE[word].queued or false end
+
+-- Which moves exist. "new" is a record that is being created.
+local FROM_QUEUE = { "ready", "granted", "active", "blocked", "delayed", "completed", "failed", "cancelled", "expired", "skipped" }
+state.MOVES = {
+  new         = { "ready", "delayed", "blocked" },
+  ready       = FROM_QUEUE,
+  reclaimable = { "granted", "active", "blocked", "ready", "failed", "cancelled", "expired" },
+  revoked     = { "granted", "active", "blocked", "ready", "failed", "cancelled", "expired" },
+  granted     = { "active", "ready", "reclaimable", "cancelled", "expired", "failed" },
+  delayed     = { "ready", "blocked", "cancelled", "expired", "failed", "skipped" },
+  blocked     = { "ready", "reclaimable", "revoked", "delayed", "blocked", "cancelled", "expired", "failed", "skipped" },
+  active      = { "active", "ready", "reclaimable", "revoked", "delayed", "blocked", "suspended", "completed", "failed", "cancelled", "expired" },
+  suspended   = { "ready", "delayed", "blocked", "cancelled", "expired", "failed" },
+  completed   = { "ready", "blocked" },
+  failed      = { "ready", "blocked" },
+  cancelled   = { "ready", "blocked" },
+  expired     = { "ready", "blocked" },
+  skipped     = { "ready", "blocked" },
+}
+
+local legal
+local function compile()
+  legal = {}
+  for from, list in pairs(state.MOVES) do -- order-free
+    legal[from] = {}
+    for i = 1, #list do legal[from][list[i]] = true end
+  end
+end
+
+-- Move a record to a state, writing the fields given (name, value, ...; false removes one) with it.
+function state.move(p, x, to, why, ...)
+  if not legal then compile() end
+  local from = x.state
+  -- An illegal move is a bug of the caller. It is raised before this call writes anything of the move,
+  -- but Lua does not roll back what the function wrote before: guards come first.
+  if not legal[from or "new"][to] then error("FFBUG no move from " .. (from or "new") .. " to " .. to) end
+  if from then
+    local left = state.TABLE[from]
+    if left.queued then queue.leave(p, x) else queue.note(p, keys.index(p, x.lane, from), x.id, false) end
+    if left.timer then timers.clear(p, left.timer, x.id) end
+  end
+  record.write(p, x, "state", to, ...)
+  local entered = state.TABLE[to]
+  if entered.queued then
+    queue.enter(p, x)
+  else
+    queue.note(p, keys.index(p, x.lane, to), x.id, (to == "delayed" and tonumber(x.due)) or (to == "active" and tonumber(x.lease_expires_at)) or p.now)
+    if to == "active" then
+      timers.set(p, "lease", x.id, tonumber(x.lease_expires_at))
+    elseif to == "delayed" then
+      timers.set(p, "delay", x.id, tonumber(x.due))
+    end
+  end
+  events.add(p, x, from, to, why)
+end
+
+-- Retention looks at a lane when its oldest terminal record may be old enough; one entry per lane.
+local function retention_due(p, x)
+  local lane = lanes.of(p, x.lane)
+  if lane.bytes then
+    local size = redis.call("STRLEN", keys.payload(p, x.id)) + redis.call("STRLEN", keys.result(p, x.id))
+    record.write(p, x, "size", size)
+    lane.bytes = lane.bytes + size
+    lanes.note(p, "y" .. lane.no, lane.bytes)
+  end
+  local armed = p.retention_armed
+  if not armed then
+    armed = {}
+    p.retention_armed = armed
+  end
+  if not armed[x.lane] then
+    armed[x.lane] = true
+    redis.call("ZADD", keys.reap(p), "NX", p.now + LIMITS.RETENTION_MIN_AGE_MS, "lane:" .. x.lane)
+  end
+end
+
+-- The one door to a terminal state. Closes lease, timers and indexes, keeps the outcome, tells waiters,
+-- arms retention. An open saga turns the end into a claim for its compensations: the outcome waits.
+function state.finish(p, x, outcome, why, ...)
+  if x.saga_open and x.next ~= "compensation" then
+    record.write(p, x, ...)
+    state.move(p, x, "ready", why, "pending_outcome", outcome, "next", "compensation", "cancel_until", false,
+      "lease_expires_at", false, "reason", false, "turn", queue.turn(p, x, false))
+    return
+  end
+  if x.deadline_at then timers.clear(p, "deadline", x.id) end
+  if x.cancel_until then timers.clear(p, "cancel_grace", x.id) end
+  wake.waiters(p, x, outcome)
+  state.move(p, x, outcome, why, "ended_at", p.now, "lease_expires_at", false, "cancel_until", false, "reason", false, "due", false,
+    "next", false, "waiter", false, "attempt_deadline_at", false, ...)
+  retention_due(p, x)
+end

@@ -1,0 +1,81 @@
+-- shared/timers.lua -- what is due when. Three ZSETs per partition, each with its own limit per tick, so that
+-- a backlog of purges never delays a recovery.
+--
+--   timers     lease delay deadline cancel_grace grant hold unknown_task ... (member = kind:uuid)
+--   reap       retention, tombstones, claim memory, waiters
+--   schedules  answered to the ticker, never touched by a claim's tick
+--
+-- Writes are collected in p and leave in one ZADD and one ZREM per call.
+
+local timers = {}
+
+-- The last word on a member wins; `order` keeps what is written independent of table order.
+function timers.note(set, member, value)
+  if set.at[member] == nil then
+    local n = set.n + 1
+    set.n = n
+    set.order[n] = member
+  end
+  set.at[member] = value
+end
+
+local function note(p, which, member, due)
+  local set = p[which]
+  if not set then
+    set = { at = {}, order = {}, n = 0 }
+    p[which] = set
+  end
+  timers.note(set, member, due)
+end
+
+function timers.set(p, kind, id, due) note(p, "timer_writes", kind .. ":" .. id, due) end
+function timers.clear(p, kind, id) note(p, "timer_writes", kind .. ":" .. id, false) end
+function timers.reap(p, kind, id, due) note(p, "reap_writes", kind .. ":" .. id, due) end
+function timers.unreap(p, kind, id) note(p, "reap_writes", kind .. ":" .. id, false) end
+
+-- Write such a set: also used for indexes.
+function timers.write(key, set)
+  local add, gone, added, removed = {}, {}, 0, 0
+  for i = 1, set.n do
+    local member = set.order[i]
+    local due = set.at[member]
+    if due then
+      add[added + 1] = due
+      add[added + 2] = member
+      added = added + 2
+    else
+      removed = removed + 1
+      gone[removed] = member
+    end
+  end
+  if removed > 0 then redis.call("ZREM", key, unpack(gone)) end
+  if added > 0 then redis.call("ZADD", key, unpack(add)) end
+end
+
+-- Due members of a set, oldest first, at most `limit`: member, score, member, score.
+function timers.due(key, now, limit)
+  return redis.call("ZRANGE", key, "-inf", now, "BYSCORE", "LIMIT", 0, limit, "WITHSCORES")
+end
+
+-- Write what was collected. A ticker has promised to look again by p.ticker_until; a timer due before
+-- that must wake it, anything later it will see by itself.
+function timers.flush(p)
+  local set = p.timer_writes
+  if set then
+    p.timer_writes = nil
+    timers.write(keys.timers(p), set)
+    local soonest
+    for i = 1, #set.order do
+      local due = set.at[set.order[i]]
+      if due and (not soonest or due < soonest) then soonest = due end
+    end
+    if soonest and soonest < p.ticker_until then
+      redis.call("SPUBLISH", keys.ticker_channel(p), string.format("%.0f", soonest))
+    end
+  end
+  set = p.reap_writes
+  if set then
+    p.reap_writes = nil
+    timers.write(keys.reap(p), set)
+  end
+end

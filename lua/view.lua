@@ -1,0 +1,272 @@
+-- view.lua -- reads for people and programs: one execution whole, pages of them, their history.
+--
+-- Records leave the library under their long field names, so the short ones stay in shared/record.lua.
+
+local function flat_record(x)
+  local names, flat = {}, {}
+  for name in pairs(x) do if name ~= "id" then names[#names + 1] = name end end -- order-free
+  table.sort(names)
+  for i = 1, #names do flat[#flat + 1] = names[i]; flat[#flat + 1] = x[names[i]] end
+  return flat
+end
+
+-- parts: any of "payload", "result", "attempts", joined by commas.
+define {
+  name    = "ff_read_execution",
+  args    = { "execution_id:id", "parts:str" },
+  returns = { "execution" },
+  errors  = { "execution_not_found" },
+  flags   = { "no-writes" },
+  run = function(p, a)
+    local x = record.load(p, a.execution_id)
+    if not x then
+      local tomb = redis.call("HEXISTS", keys.tombs(p, a.execution_id), a.execution_id) == 1
+      return reply.reject("execution_not_found", tomb and "purged" or "")
+    end
+    local texts, detail = {}, x.detail and redis.call("HGETALL", keys.detail(p, x.id)) or {}
+    local names, values = {}, {}
+    for i = 1, #detail, 2 do
+      if string.sub(detail[i], 1, 2) ~= "t:" then
+        names[#names + 1] = detail[i]
+        values[detail[i]] = detail[i + 1]
+      end
+    end
+    table.sort(names)
+    for i = 1, #names do texts[#texts + 1] = names[i]; texts[#texts + 1] = values[names[i]] end
+    local want = "," .. a.parts .. ","
+    local payload = string.find(want, ",payload,", 1, true) and redis.call("GET", keys.payload(p, x.id)) or ""
+    local result = string.find(want, ",result,", 1, true) and x.result_kept and redis.call("GET", keys.result(p, x.id)) or ""
+    local attempts = string.find(want, ",attempts,", 1, true) and redis.call("LRANGE", keys.attempts(p, x.id), 0, -1) or {}
+    return { "execution", p.id_prefix .. x.id, p.now, lanes.name(p, x.lane), record.worker(x), flat_record(x), record.tags(p, x), texts,
+      policy.text(p, x), payload, result, attempts }
+  end,
+}
+
+-- Outcomes of several executions of a partition at once: state, result (of completed ones), reason, category, encoding.
+define {
+  name    = "ff_read_outcomes",
+  args    = { "items:rows(execution_id:id)" },
+  returns = { "outcomes" },
+  errors  = {},
+  flags   = { "no-writes" },
+  run = function(p, a)
+    local out, bytes = {}, 0
+    for i = 1, #a.items do
+      local id = a.items[i].execution_id
+      local x = id and record.load(p, id)
+      if not x then
+        out[i] = { id and p.id_prefix .. id or "", "unknown", "", "", "", "", 0, 0 }
+      elseif bytes > LIMITS.CLAIM_BYTES then
+        out[i] = { p.id_prefix .. id, "later", "", "", "", "", 0, 0 }
+      else
+        local result = x.result_kept and redis.call("GET", keys.result(p, id)) or ""
+        bytes = bytes + #result
+        local got = state.is_terminal(x.state) and x.state ~= "completed" and x.detail
+          and redis.call("HMGET", keys.detail(p, id), x.state == "cancelled" and "cancel_reason" or "reason", "category", "traceback") or {}
+        out[i] = { p.id_prefix .. id, x.state, result, x.result_encoding or "", got[1] or "", got[2] or "",
+          x.attempt and tonumber(x.attempt) + 1 or 0, x.result_kept and 1 or 0 }
+      end
+    end
+    return { "outcomes", out }
+  end,
+}
+
+local WORDS = { "ready", "granted", "delayed", "blocked", "active", "suspended", "completed", "failed", "cancelled", "expired", "skipped" }
+
+-- Where a listing stands: lane number, word or queue, score, id. Opaque to callers.
+local function read_cursor(text)
+  local lane, word, score, id = string.match(text or "", "^(%d+) (%S+) (%-?%d+) (%S+)$")
+  return lane and { lane = lane, word = word, score = score, id = id } or nil
+end
+
+-- Members of one index at or below a position, newest first.
+local function page_of(key, cursor, want)
+  if not cursor then return redis.call("ZRANGE", key, 0, want - 1, "REV", "WITHSCORES") end
+  local got = redis.call("ZRANGE", key, cursor.score, "-inf", "BYSCORE", "REV", "LIMIT", 0, want + LIMITS.PAGE_MAX_N, "WITHSCORES")
+  local kept = {}
+  for i = 1, #got, 2 do
+    if got[i + 1] ~= cursor.score or got[i] < cursor.id then
+      kept[#kept + 1] = got[i]
+      kept[#kept + 1] = got[i + 1]
+    end
+    if #kept >= want * 2 then break end
+  end
+  return kept
+end
+
+local function has_tag(p, x, wanted)
+  local tags = record.tags(p, x)
+  for i = 1, #tags, 2 do if tags[i] .. "=" .. tags[i + 1] == wanted then return true end end
+  return false
+end
+
+-- A page of executions by stored state, newest first within a lane and state. `lane_id` nil: every lane.
+-- A page may be short or empty and still have a cursor: one call looks at a bounded number of records.
+define {
+  name    = "ff_list_executions",
+  args    = { "lane_id:str?", "states:json", "tag:str?", "namespace:str?", "cursor:str?", "limit:int" },
+  returns = { "page" },
+  errors  = { "invalid_input", "invalid_offset" },
+  flags   = { "no-writes" },
+  run = function(p, a)
+    if a.limit < 1 or a.limit > LIMITS.PAGE_MAX_N then return reply.reject("invalid_input", "limit") end
+    if type(a.states) ~= "table" then return reply.reject("invalid_input", "states") end
+    local cursor = read_cursor(a.cursor)
+    if a.cursor and not cursor then return reply.reject("invalid_offset", "cursor") end
+    local wanted = {}
+    for i = 1, #a.states do wanted[a.states[i]] = true end
+    local numbers = {}
+    if a.lane_id then
+      local lane = lanes.named(p, a.lane_id, false)
+      if lane then numbers[1] = lane.no end
+    else
+      local n = tonumber(redis.call("HGET", keys.lanes(p), "#") or "0")
+      for i = 1, n do numbers[i] = tostring(i) end
+    end
+    local out, looked, last = {}, 0, nil
+    for l = 1, #numbers do
+      if not cursor or tonumber(numbers[l]) >= tonumber(cursor.lane) then
+        local sources = {}
+        for w = 1, #WORDS do
+          if #a.states == 0 or wanted[WORDS[w]] then
+            if WORDS[w] == "ready" then
+              local caps = redis.call("HKEYS", keys.caps(p, numbers[l]))
+              table.sort(caps)
+              table.insert(caps, 1, "-")
+              for c = 1, #caps do sources[#sources + 1] = { "ready:" .. caps[c], keys.queue(p, numbers[l], caps[c]) } end
+            else
+              sources[#sources + 1] = { WORDS[w], keys.index(p, numbers[l], WORDS[w]) }
+            end
+          end
+        end
+        local reached = not cursor or cursor.lane ~= numbers[l]
+        for s = 1, #sources do
+          local here = cursor and cursor.lane == numbers[l] and cursor.word == sources[s][1] and cursor or nil
+          reached = reached or here ~= nil
+          if reached then
+            local got = page_of(sources[s][2], here, a.limit - #out + 1)
+            for i = 1, #got, 2 do
+              if #out >= a.limit or looked >= LIMITS.PAGE_MAX_N then return { "page", out, last or "" } end
+              looked = looked + 1
+              last = numbers[l] .. " " .. sources[s][1] .. " " .. got[i + 1] .. " " .. got[i]
+              local x = record.load(p, got[i])
+              if x and (not a.tag or has_tag(p, x, a.tag)) and (not a.namespace or (x.namespace or "default") == a.namespace) then
+                out[#out + 1] = { p.id_prefix .. x.id, lanes.name(p, numbers[l]), x.task, x.state, x.reason or "", x.next or "", x.started_at and 1 or 0,
+                  record.number(x, "priority"), record.number(x, "created_at"), record.number(x, "ended_at"), x.attempt and tonumber(x.attempt) + 1 or 0,
+                  x.namespace or "default", record.worker(x) }
+              end
+            end
+          end
+        end
+      end
+    end
+    return { "page", out, "" }
+  end,
+}
+
+-- The lease and state history of one execution, from the feed, oldest first, as far as it is kept.
+define {
+  name    = "ff_execution_history",
+  args    = { "execution_id:id", "after:str?", "limit:int" },
+  returns = { "history" },
+  errors  = { "invalid_input", "cursor_expired" },
+  flags   = { "no-writes" },
+  run = function(p, a)
+    if a.limit < 1 or a.limit > LIMITS.PAGE_MAX_N then return reply.reject("invalid_input", "limit") end
+    local from = a.after and "(" .. a.after or "-"
+    local got = redis.call("XRANGE", keys.events(p), from, "+", "COUNT", LIMITS.EVENTS_N)
+    local out, last = {}, ""
+    for i = 1, #got do
+      local fields = got[i][2]
+      for f = 1, #fields, 2 do
+        if fields[f] == "e" and string.sub(fields[f + 1], 1, 36) == a.execution_id then out[#out + 1] = { got[i][1], fields[f + 1] } end
+      end
+      last = got[i][1]
+      if #out >= a.limit then break end
+    end
+    return { "history", out, last }
+  end,
+}
+
+-- Executions of this partition whose lease has run out and was not swept yet, or all leases, soonest first.
+define {
+  name    = "ff_list_leases",
+  args    = { "lane_id:str?", "expired_only:bool", "limit:int" },
+  returns = { "leases" },
+  errors  = { "invalid_input" },
+  flags   = { "no-writes" },
+  run = function(p, a)
+    if a.limit < 1 or a.limit > LIMITS.PAGE_MAX_N then return reply.reject("invalid_input", "limit") end
+    local numbers, rows = {}, {}
+    if a.lane_id then
+      local lane = lanes.named(p, a.lane_id, false)
+      if lane then numbers[1] = lane.no end
+    else
+      for i = 1, tonumber(redis.call("HGET", keys.lanes(p), "#") or "0") do numbers[i] = tostring(i) end
+    end
+    for l = 1, #numbers do
+      local got = redis.call("ZRANGE", keys.index(p, numbers[l], "active"), "-inf", a.expired_only and p.now or "+inf", "BYSCORE", "LIMIT", 0, a.limit)
+      for i = 1, #got do
+        local x = #rows < a.limit and record.load(p, got[i])
+        if x and x.state == "active" then
+          rows[#rows + 1] = { p.id_prefix .. x.id, lanes.name(p, x.lane), record.worker(x), x.lease_id, record.number(x, "lease_epoch"),
+            record.number(x, "attempt"), record.number(x, "lease_expires_at"), x.heard == x.lease_epoch and 1 or 0 }
+        end
+      end
+    end
+    return { "leases", rows, p.now }
+  end,
+}
+
+-- The capability sets of lanes in this partition: what workers match their own tokens against.
+define {
+  name    = "ff_list_capability_sets",
+  args    = { "lanes:json" },
+  returns = { "capability_sets" },
+  errors  = { "invalid_input" },
+  flags   = { "no-writes" },
+  run = function(p, a)
+    if type(a.lanes) ~= "table" or #a.lanes > LIMITS.TAGS_N then return reply.reject("invalid_input", "lanes") end
+    local out, revision = {}, 0
+    for i = 1, #a.lanes do
+      local lane = lanes.named(p, a.lanes[i], false)
+      if lane then
+        revision = math.max(revision, lane.revision)
+        local flat, digests, tokens = redis.call("HGETALL", keys.caps(p, lane.no)), {}, {}
+        for j = 1, #flat, 2 do
+          digests[#digests + 1] = flat[j]
+          tokens[flat[j]] = flat[j + 1]
+        end
+        table.sort(digests)
+        for j = 1, #digests do out[#out + 1] = { a.lanes[i], digests[j], tokens[digests[j]] } end
+      end
+    end
+    return { "capability_sets", revision, out }
+  end,
+}
+
+-- The partition's feed after a cursor. A cursor older than what was trimmed is refused, never skipped.
+define {
+  name    = "ff_read_events",
+  args    = { "after:str", "limit:int" },
+  returns = { "events" },
+  errors  = { "invalid_input", "cursor_expired" },
+  flags   = { "no-writes" },
+  run = function(p, a)
+    if a.limit < 1 or a.limit > LIMITS.PAGE_MAX_N then return reply.reject("invalid_input", "limit") end
+    if not string.find(a.after, "^%d+%-%d+$") and a.after ~= "-" then return reply.reject("invalid_input", "after") end
+    if a.after ~= "-" and a.after ~= "0-0" then
+      local first = redis.call("XRANGE", keys.events(p), "-", "+", "COUNT", 1)
+      local length = redis.call("XLEN", keys.events(p))
+      -- The feed is only ever cut at its old end, and only when it is full.
+      if length >= LIMITS.EVENTS_N and first[1] then
+        local fm, fs = string.match(first[1][1], "^(%d+)%-(%d+)$")
+        local am, as = string.match(a.after, "^(%d+)%-(%d+)$")
+        if tonumber(am) < tonumber(fm) or (am == fm and tonumber(as) + 1 < tonumber(fs)) then return reply.reject("cursor_expired", first[1][1]) end
+      end
+    end
+    local got, out = redis.call("XRANGE", keys.events(p), a.after == "-" and "-" or "(" .. a.after, "+", "COUNT", a.limit), {}
+    for i = 1, #got do out[i] = { got[i][1], got[i][2] } end
+    return { "events", out, p.now }
+  end,
+}
