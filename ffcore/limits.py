@@ -10,6 +10,8 @@ from typing import Final
 
 PAYLOAD_BYTES: Final = 1 << 20
 RESULT_BYTES: Final = 1 << 20
+SHORT_RESULT_BYTES: Final = 64
+"""Results up to this stand in the record itself; a longer value would change the record's encoding."""
 FRAME_BYTES: Final = 64 << 10
 SIGNAL_BYTES: Final = 64 << 10
 TAGS_N: Final = 64

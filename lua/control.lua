@@ -72,8 +72,8 @@ define {
     if refusal then return refusal end
     if a.delay_until < 0 or a.delay_until > p.now + LIMITS.SPAN_MAX_MS then return reply.reject("invalid_input", "delay_until") end
     if attempt.cancelled_instead(p, x, "delay") then return { "delayed", p.id_prefix .. x.id, x.state } end
-    state.move(p, x, "delayed", "delay", "reason", "waiting_for_delay", "due", math.max(a.delay_until, p.now), "next", "resumed",
-      "attempt_left_ms", attempt.left_ms(p, x), "attempt_deadline_at", false, "lease_expires_at", false, "ended_by", "delay",
+    state.move(p, x, "delayed", "delay", "reason", "waiting_for_delay", "at", math.max(a.delay_until, p.now), "next", "resumed",
+      "attempt_left_ms", attempt.left_ms(p, x), "attempt_deadline_at", false, "ended_by", "delay",
       "unseen", false, "moved_at", p.now)
     return { "delayed", p.id_prefix .. x.id, "delayed" }
   end,
@@ -81,7 +81,7 @@ define {
 
 due.on("delay", function(p, id)
   local x = record.load(p, id)
-  if x and x.state == "delayed" and tonumber(x.due) <= p.now then
+  if x and x.state == "delayed" and tonumber(x.at) <= p.now then
     state.move(p, x, "ready", "due", "reason", false, "turn", queue.turn(p, x, true))
   end
 end)
@@ -113,14 +113,14 @@ define {
         attempt.interrupt(p, x, "reclaimable", "hand_backs", record.number(x, "crashes") + 1, 0)
       else
         state.move(p, x, "ready", "hand_back", "next", "resumed", "hand_backs", n, "turn", queue.turn(p, x, false), "unseen", false,
-          "attempt_left_ms", attempt.left_ms(p, x), "attempt_deadline_at", false, "lease_expires_at", false, "ended_by", "unclaim", "moved_at", p.now)
+          "attempt_left_ms", attempt.left_ms(p, x), "attempt_deadline_at", false, "ended_by", "unclaim", "moved_at", p.now)
       end
     elseif a.reason == "refused" then
-      state.move(p, x, "ready", "refused", "turn", queue.turn(p, x, false), "attempt_deadline_at", false, "lease_expires_at", false,
+      state.move(p, x, "ready", "refused", "turn", queue.turn(p, x, false), "attempt_deadline_at", false,
         "ended_by", "unclaim", "moved_at", p.now, attempt.unbegin(x))
     else
       state.move(p, x, "blocked", "unknown_task", "reason", "waiting_for_capable_worker", "attempt_deadline_at", false,
-        "lease_expires_at", false, "ended_by", "unclaim", "moved_at", p.now, attempt.unbegin(x))
+        "ended_by", "unclaim", "moved_at", p.now, attempt.unbegin(x))
       redis.call("ZADD", keys.unknown(p), p.now, x.id)
       timers.set(p, "unknown_task", x.id, p.now + LIMITS.UNKNOWN_TASK_MS)
     end
@@ -152,7 +152,7 @@ define {
     if a.expire_reason == "attempt_timeout" then
       if x.state ~= "active" then return reply.reject("no_active_lease", x.state) end
       if attempt.fail(p, x, "the attempt ran out of time", "timeout", "") == "delayed" then
-        return { "retry_scheduled", tonumber(x.due), record.number(x, "attempt") + 1 }
+        return { "retry_scheduled", tonumber(x.at), record.number(x, "attempt") + 1 }
       end
       return { "expired", p.id_prefix .. x.id }
     end
@@ -215,7 +215,7 @@ define {
     local deadline = x.deadline_ms and p.now + tonumber(x.deadline_ms)
     if deadline then timers.set(p, "deadline", x.id, deadline) end
     state.move(p, x, "ready", "replay " .. a.mode, "next", "replay", "replays", record.number(x, "replays") + 1, "run", record.number(x, "run") + 1,
-      "turn", queue.turn(p, x, true), "deadline_at", deadline or false, "ended_at", false, "result_kept", false, "result_encoding", false,
+      "turn", queue.turn(p, x, true), "deadline_at", deadline or false, "result", false, "result_kept", false, "result_encoding", false,
       "retries", false, "crashes", false, "unseen", false, "hand_backs", false, "ended_by", false, "progress", false,
       "attempt_deadline_at", false, "attempt_left_ms", false, "moved_at", p.now)
     return { "replayed", "waiting" }

@@ -85,8 +85,9 @@ end
 
 -- Does this id exist already? nil: it is free. Otherwise an answer for the caller.
 local function existing(p, id, digest)
-  local known = redis.call("HMGET", keys.core(p, id), "s", "dg")
-  if known[1] then
+  local key = keys.core(p, id)
+  if redis.call("EXISTS", key) == 1 then
+    local known = redis.call("HMGET", key, "s", "dg")
     if known[2] and known[2] ~= digest then return "idempotency_conflict" end
     fence.replayed(p)
     return "duplicate", known[1]
@@ -104,13 +105,36 @@ local function existing(p, id, digest)
   end
 end
 
+-- Fields that all executions of a plan share, under their stored names.
+local function shared_fields(p, a, plan)
+  local set = {}
+  local function also(name, value) if value then set[#set + 1] = record.short(name); set[#set + 1] = value end end
+  also("lane", plan.lane.no)
+  also("task", a.execution_kind)
+  also("created_at", record.text(p, p.now))
+  also("next", "initial")
+  also("priority", plan.priority ~= 0 and plan.priority)
+  also("cap", plan.cap)
+  also("policy", plan.policy)
+  also("version", a.version ~= 1 and a.version)
+  also("namespace", a.namespace ~= "default" and a.namespace)
+  also("payload_encoding", a.payload_encoding)
+  also("deadline_at", plan.deadline and record.text(p, plan.deadline))
+  also("deadline_ms", plan.deadline_ms)
+  plan.later = plan.due and plan.due > p.now
+  also("at", plan.later and record.text(p, plan.due))
+  also("reason", plan.later and "waiting_for_delay")
+  return set
+end
+
 -- Write one execution of a plan. Everything that could be refused has been.
 local function create(p, a, plan, id, payload, digest, fairness_key, tags)
-  local x = { id = id, lane = plan.lane.no, priority = plan.priority ~= 0 and tostring(plan.priority) or nil, cap = plan.cap }
-  if fairness_key then x.fair = string.sub(redis.sha1hex(fairness_key), 1, 12) end
+  plan.fields = plan.fields or shared_fields(p, a, plan)
+  local set = { unpack(plan.fields) }
+  local n = #set
+  local x = { id = id, lane = plan.lane.no, cap = plan.cap, priority = plan.priority ~= 0 and tostring(plan.priority) or nil }
   redis.call("SET", keys.payload(p, id), payload)
-  local has_detail = #tags > 0 or a.creator_identity ~= "" or plan.policy == "d"
-  if has_detail then
+  if #tags > 0 or a.creator_identity ~= "" or plan.policy == "d" then
     local text = {}
     for i = 1, #tags, 2 do
       text[#text + 1] = "t:" .. tags[i]
@@ -119,29 +143,25 @@ local function create(p, a, plan, id, payload, digest, fairness_key, tags)
     if a.creator_identity ~= "" then text[#text + 1] = "creator"; text[#text + 1] = a.creator_identity end
     if plan.policy == "d" then text[#text + 1] = "policy"; text[#text + 1] = a.policy end
     redis.call("HSET", keys.detail(p, id), unpack(text))
+    set[n + 1], set[n + 2] = record.short("detail"), "1"
+    n = n + 2
   end
-  local fields = { "lane", x.lane, "task", a.execution_kind, "created_at", p.now, "digest", digest, "next", "initial" }
-  local function also(name, value) if value then fields[#fields + 1] = name; fields[#fields + 1] = value end end
-  also("priority", x.priority)
-  also("cap", x.cap)
-  also("fair", x.fair)
-  also("policy", plan.policy)
-  also("detail", has_detail and "1")
-  also("version", a.version ~= 1 and a.version)
-  also("namespace", a.namespace ~= "default" and a.namespace)
-  also("payload_encoding", a.payload_encoding)
-  also("deadline_at", plan.deadline)
-  also("deadline_ms", plan.deadline_ms)
+  set[n + 1], set[n + 2] = record.short("digest"), digest
+  n = n + 2
+  if fairness_key then
+    x.fair = string.sub(redis.sha1hex(fairness_key), 1, 12)
+    set[n + 1], set[n + 2] = record.short("fair"), x.fair
+    n = n + 2
+  end
   if plan.deadline then timers.set(p, "deadline", id, plan.deadline) end
-  if plan.due and plan.due > p.now then
-    x.due = tostring(plan.due)
-    also("due", plan.due)
-    also("reason", "waiting_for_delay")
-    state.move(p, x, "delayed", nil, unpack(fields))
+  if plan.later then
+    x.at = record.text(p, plan.due)
+    state.create(p, x, "delayed", set)
     return "delayed"
   end
-  also("turn", queue.turn(p, x, true))
-  state.move(p, x, "ready", nil, unpack(fields))
+  x.turn = queue.turn(p, x, true)
+  set[n + 1], set[n + 2] = record.short("turn"), x.turn
+  state.create(p, x, "ready", set)
   return "waiting"
 end
 

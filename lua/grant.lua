@@ -5,7 +5,7 @@
 -- claim batches instead (claim.lua); schedulers of others use these.
 
 local function split(x)
-  return string.match(x.grant or "", "^(%S+) (%d+)$")
+  return x.grant, x.at
 end
 
 -- What a worker lacks of what an execution requires, as text; nil if nothing.
@@ -29,8 +29,7 @@ end
 
 local function reserve(p, x, a, why)
   local expires = p.now + a.grant_ttl_ms
-  state.move(p, x, "granted", why, "grant", a.worker_id .. " " .. string.format("%.0f", expires))
-  timers.set(p, "grant", x.id, expires)
+  state.move(p, x, "granted", why, "grant", a.worker_id, "at", expires)
   return expires
 end
 
@@ -175,7 +174,7 @@ define {
     local x, refusal = take(p, a, false)
     if refusal then return refusal end
     return { "claimed", { p.id_prefix .. x.id, x.lease_id, tonumber(x.lease_epoch), tonumber(x.attempt), x.attempt_id or x.lease_id, x.next,
-      tonumber(x.lease_expires_at), handle(p, x, x.next == "reclaim" and "reclaimed" or "fresh") } }
+      tonumber(x.at), handle(p, x, x.next == "reclaim" and "reclaimed" or "fresh") } }
   end,
 }
 
@@ -191,7 +190,7 @@ define {
     local x, refusal = take(p, a, true)
     if refusal then return refusal end
     return { "claimed", { p.id_prefix .. x.id, x.lease_id, tonumber(x.lease_epoch), tonumber(x.attempt), x.attempt_id or x.lease_id,
-      tonumber(x.lease_expires_at), handle(p, x, "resumed") } }
+      tonumber(x.at), handle(p, x, "resumed") } }
   end,
 }
 

@@ -93,7 +93,8 @@ define {
     end
     parked = redis.call("ZCOUNT", keys.park(p, lane.no, "-"), p.now, "+inf")
     local counts = { "ready", ready }
-    local words = { "granted", "delayed", "blocked", "active", "suspended", "completed", "failed", "cancelled", "expired", "skipped" }
+    counts[3], counts[4] = "active", lane.active
+    local words = { "granted", "delayed", "blocked", "suspended", "completed", "failed", "cancelled", "expired", "skipped" }
     for i = 1, #words do
       counts[#counts + 1] = words[i]
       counts[#counts + 1] = redis.call("ZCARD", keys.index(p, lane.no, words[i]))

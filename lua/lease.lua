@@ -8,13 +8,12 @@
 local function renew(p, x, given, ttl_ms)
   local refusal = fence.check(p, x, given)
   if refusal then return nil, refusal end
-  ttl_ms = policy.field(policy.of(p, x), "lease_ms") or ttl_ms
+  ttl_ms = policy.of(p, x).lease_ttl_ms or ttl_ms
   local expires = p.now + ttl_ms
   if x.attempt_deadline_at and tonumber(x.attempt_deadline_at) < expires then expires = tonumber(x.attempt_deadline_at) end
   fence.heard(p, x)
-  record.write(p, x, "lease_expires_at", expires)
-  timers.set(p, "lease", x.id, expires)
-  queue.note(p, keys.index(p, x.lane, "active"), x.id, expires)
+  record.write(p, x, "at", expires)
+  timers.extend(p, x)
   return expires
 end
 
@@ -72,22 +71,12 @@ define {
     local x = record.load(p, a.execution_id)
     if not x then return { "already_satisfied", "execution_not_found" } end
     if x.state ~= "active" then return { "already_satisfied", "not_active" } end
-    if tonumber(x.lease_expires_at) > p.now then return { "already_satisfied", "not_yet_expired" } end
+    if tonumber(x.at) > p.now then return { "already_satisfied", "not_yet_expired" } end
     if p.grace_until >= p.now then return { "already_satisfied", "grace" } end
     attempt.expire_lease(p, x)
     return { "marked_expired" }
   end,
 }
-
-due.on("lease", function(p, id)
-  local x = record.load(p, id)
-  if not x or x.state ~= "active" then return end
-  if tonumber(x.lease_expires_at) > p.now then
-    timers.set(p, "lease", id, tonumber(x.lease_expires_at))
-    return
-  end
-  attempt.expire_lease(p, x)
-end)
 
 -- Take a lease away from a worker that should no longer hold it. The job is claimable at once; nothing counts.
 define {

@@ -38,7 +38,7 @@ define {
     if refusal == "replay" then
       fence.replayed(p)
       if state.is_terminal(x.state) then return { "terminal_failed", 1 } end
-      return { "retry_scheduled", tonumber(x.due or p.now), record.number(x, "attempt") + 1, 1 }
+      return { "retry_scheduled", tonumber(x.at or p.now), record.number(x, "attempt") + 1, 1 }
     end
     if refusal then return refusal end
     local given
@@ -53,7 +53,7 @@ define {
     if a.retry_after_ms and (a.retry_after_ms < 0 or a.retry_after_ms > LIMITS.SPAN_MAX_MS) then return reply.reject("invalid_input", "retry_after_ms") end
     local led_to = attempt.fail(p, x, a.failure_reason, a.failure_category, string.sub(a.failure_detail, 1, LIMITS.REASON_BYTES),
       a.retry_after_ms, given, "fail")
-    if led_to == "delayed" then return { "retry_scheduled", tonumber(x.due), record.number(x, "attempt") + 1, 0 } end
+    if led_to == "delayed" then return { "retry_scheduled", tonumber(x.at), record.number(x, "attempt") + 1, 0 } end
     return { "terminal_failed", 0 }
   end,
 }

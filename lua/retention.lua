@@ -18,7 +18,7 @@ local function forget(p, x)
     keys.attempts(p, x.id), keys.waiters(p, x.id))
   if string.sub(x.id, 15, 15) == "8" then
     local window = policy.field(policy.of(p, x), "dedup_window_ms") or LIMITS.DEDUP_WINDOW_MS
-    local until_ms = record.number(x, "ended_at") + window
+    local until_ms = record.number(x, "at") + window
     if until_ms > p.now then
       redis.call("HSET", keys.tombs(p, x.id), x.id, string.format("%.0f ", until_ms) .. (x.digest or ""))
       redis.call("ZADD", keys.reap(p), "NX", until_ms, "tomb:" .. string.sub(x.id, -3))

@@ -44,7 +44,9 @@ local function tick(p, a)
   partition.flush(p)
   lanes.note(p, "ticker_until", p.now + LIMITS.TICKER_MS)
   local next_due = p.now + LIMITS.TICKER_MS
-  local t, r = soonest(keys.timers(p)), soonest(keys.reap(p))
+  local t, r, l = soonest(keys.timers(p)), soonest(keys.reap(p)), soonest(keys.leases(p))
+  if l and p.grace_until >= p.now then l = math.max(l, p.grace_until + 1) end
+  if l and l < next_due then next_due = math.max(l, p.now) end
   if t and t < next_due then next_due = math.max(t, p.now) end
   if r and r < next_due then next_due = math.max(r, p.now) end
   return { p.tag, 1, done, reaped, next_due, p.now }

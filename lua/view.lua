@@ -4,6 +4,13 @@
 
 local function flat_record(x)
   local names, flat = {}, {}
+  -- `at` leaves under the name it has in this state.
+  if x.at then
+    if x.state == "active" then x.lease_expires_at = x.at
+    elseif state.is_terminal(x.state) then x.ended_at = x.at
+    elseif x.state == "delayed" or x.state == "granted" then x.due = x.at end
+    x.at = nil
+  end
   for name in pairs(x) do if name ~= "id" then names[#names + 1] = name end end -- order-free
   table.sort(names)
   for i = 1, #names do flat[#flat + 1] = names[i]; flat[#flat + 1] = x[names[i]] end
@@ -35,7 +42,8 @@ define {
     for i = 1, #names do texts[#texts + 1] = names[i]; texts[#texts + 1] = values[names[i]] end
     local want = "," .. a.parts .. ","
     local payload = string.find(want, ",payload,", 1, true) and redis.call("GET", keys.payload(p, x.id)) or ""
-    local result = string.find(want, ",result,", 1, true) and x.result_kept and redis.call("GET", keys.result(p, x.id)) or ""
+    local result = string.find(want, ",result,", 1, true) and record.result(p, x) or ""
+    x.result_kept, x.result = (x.result or x.result_kept) and "1" or nil, nil
     local attempts = string.find(want, ",attempts,", 1, true) and redis.call("LRANGE", keys.attempts(p, x.id), 0, -1) or {}
     return { "execution", p.id_prefix .. x.id, p.now, lanes.name(p, x.lane), record.worker(x), flat_record(x), record.tags(p, x), texts,
       policy.text(p, x), payload, result, attempts }
@@ -59,12 +67,12 @@ define {
       elseif bytes > LIMITS.CLAIM_BYTES then
         out[i] = { p.id_prefix .. id, "later", "", "", "", "", 0, 0 }
       else
-        local result = x.result_kept and redis.call("GET", keys.result(p, id)) or ""
+        local result = record.result(p, x) or ""
         bytes = bytes + #result
         local got = state.is_terminal(x.state) and x.state ~= "completed" and x.detail
           and redis.call("HMGET", keys.detail(p, id), x.state == "cancelled" and "cancel_reason" or "reason", "category", "traceback") or {}
         out[i] = { p.id_prefix .. id, x.state, result, x.result_encoding or "", got[1] or "", got[2] or "",
-          x.attempt and tonumber(x.attempt) + 1 or 0, x.result_kept and 1 or 0 }
+          x.attempt and tonumber(x.attempt) + 1 or 0, (x.result or x.result_kept) and 1 or 0 }
       end
     end
     return { "outcomes", out }
@@ -135,7 +143,7 @@ define {
               table.insert(caps, 1, "-")
               for c = 1, #caps do sources[#sources + 1] = { "ready:" .. caps[c], keys.queue(p, numbers[l], caps[c]) } end
             else
-              sources[#sources + 1] = { WORDS[w], keys.index(p, numbers[l], WORDS[w]) }
+              sources[#sources + 1] = { WORDS[w], WORDS[w] == "active" and keys.leases(p) or keys.index(p, numbers[l], WORDS[w]) }
             end
           end
         end
@@ -150,9 +158,9 @@ define {
               looked = looked + 1
               last = numbers[l] .. " " .. sources[s][1] .. " " .. got[i + 1] .. " " .. got[i]
               local x = record.load(p, got[i])
-              if x and (not a.tag or has_tag(p, x, a.tag)) and (not a.namespace or (x.namespace or "default") == a.namespace) then
+              if x and x.lane == numbers[l] and (not a.tag or has_tag(p, x, a.tag)) and (not a.namespace or (x.namespace or "default") == a.namespace) then
                 out[#out + 1] = { p.id_prefix .. x.id, lanes.name(p, numbers[l]), x.task, x.state, x.reason or "", x.next or "", x.started_at and 1 or 0,
-                  record.number(x, "priority"), record.number(x, "created_at"), record.number(x, "ended_at"), x.attempt and tonumber(x.attempt) + 1 or 0,
+                  record.number(x, "priority"), record.number(x, "created_at"), state.is_terminal(x.state) and record.number(x, "at") or 0, x.attempt and tonumber(x.attempt) + 1 or 0,
                   x.namespace or "default", record.worker(x) }
               end
             end
@@ -197,21 +205,14 @@ define {
   flags   = { "no-writes" },
   run = function(p, a)
     if a.limit < 1 or a.limit > LIMITS.PAGE_MAX_N then return reply.reject("invalid_input", "limit") end
-    local numbers, rows = {}, {}
-    if a.lane_id then
-      local lane = lanes.named(p, a.lane_id, false)
-      if lane then numbers[1] = lane.no end
-    else
-      for i = 1, tonumber(redis.call("HGET", keys.lanes(p), "#") or "0") do numbers[i] = tostring(i) end
-    end
-    for l = 1, #numbers do
-      local got = redis.call("ZRANGE", keys.index(p, numbers[l], "active"), "-inf", a.expired_only and p.now or "+inf", "BYSCORE", "LIMIT", 0, a.limit)
-      for i = 1, #got do
-        local x = #rows < a.limit and record.load(p, got[i])
-        if x and x.state == "active" then
-          rows[#rows + 1] = { p.id_prefix .. x.id, lanes.name(p, x.lane), record.worker(x), x.lease_id, record.number(x, "lease_epoch"),
-            record.number(x, "attempt"), record.number(x, "lease_expires_at"), x.heard == x.lease_epoch and 1 or 0 }
-        end
+    local lane = a.lane_id and lanes.named(p, a.lane_id, false)
+    local rows = {}
+    local got = redis.call("ZRANGE", keys.leases(p), "-inf", a.expired_only and p.now or "+inf", "BYSCORE", "LIMIT", 0, LIMITS.PAGE_MAX_N)
+    for i = 1, #got do
+      local x = #rows < a.limit and record.load(p, got[i])
+      if x and x.state == "active" and (not a.lane_id or (lane and x.lane == lane.no)) then
+        rows[#rows + 1] = { p.id_prefix .. x.id, lanes.name(p, x.lane), record.worker(x), x.lease_id, record.number(x, "lease_epoch"),
+          record.number(x, "attempt"), record.number(x, "at"), x.heard == x.lease_epoch and 1 or 0 }
       end
     end
     return { "leases", rows, p.now }

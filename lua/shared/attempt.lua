@@ -20,18 +20,23 @@ function attempt.begin(p, x, lease_id, ttl_ms, why, attempt_id, worker, timeout_
   else
     index = x.attempt and tostring(tonumber(x.attempt) + 1) or "0"
     kept_id = attempt_id or lease_id
-    local timeout = timeout_ms or policy.field(policy.field(pol, "timeout_policy"), "attempt_timeout_ms")
+    local timeout = timeout_ms or pol.attempt_timeout_ms
     deadline = timeout and p.now + timeout
   end
-  ttl_ms = policy.field(pol, "lease_ms") or ttl_ms
+  ttl_ms = pol.lease_ttl_ms or ttl_ms
   local expires = p.now + ttl_ms
   if deadline and deadline < expires then expires = deadline end
+  if not x.attempt and not deadline and not worker and kept_id == lease_id then
+    -- The common case, a first attempt: nothing of an earlier one to clear.
+    state.move(p, x, "active", why, "lease_epoch", epoch, "lease_id", lease_id, "at", expires, "attempt", "0", "started_at", p.now)
+    return
+  end
   state.move(p, x, "active", why,
-    "lease_epoch", epoch, "lease_id", lease_id, "lease_expires_at", expires, "attempt", index,
+    "lease_epoch", epoch, "lease_id", lease_id, "at", expires, "attempt", index,
     "attempt_id", kept_id ~= lease_id and kept_id or false, "worker", worker or false,
     "started_at", x.started_at or p.now, "attempt_started_at", (x.started_at and not resumed) and p.now or x.attempt_started_at or false,
     "attempt_deadline_at", deadline or false, "attempt_left_ms", false, "ended_by", false,
-    "due", false, "grant", false, "reason", false)
+    "grant", false, "reason", false)
 end
 
 -- Where an attempt began.
@@ -94,8 +99,8 @@ function attempt.fail(p, x, reason, category, detail, retry_after_ms, given, ope
   end
   attempt.close(p, x, "ended_failure", category)
   local due = p.now + (retry_after_ms or policy.backoff_ms(retry, retries, x.id))
-  state.move(p, x, "delayed", category, "reason", "waiting_for_retry_backoff", "next", "retry", "due", due, "retries", retries + 1,
-    "lease_expires_at", false, "attempt_deadline_at", false, "ended_by", operation or false, "moved_at", p.now, "hand_backs", false)
+  state.move(p, x, "delayed", category, "reason", "waiting_for_retry_backoff", "next", "retry", "at", due, "retries", retries + 1,
+    "attempt_deadline_at", false, "ended_by", operation or false, "moved_at", p.now, "hand_backs", false)
   return "delayed"
 end
 
@@ -125,14 +130,15 @@ function attempt.interrupt(p, x, to, why, crashes, unseen)
     return "failed"
   end
   attempt.close(p, x, "interrupted_reclaimed", why)
-  state.move(p, x, to, why, "next", "reclaim", "turn", queue.turn(p, x, false), "lease_expires_at", false, "moved_at", p.now,
+  state.move(p, x, to, why, "next", "reclaim", "turn", queue.turn(p, x, false), "moved_at", p.now,
     "crashes", crashes > 0 and crashes or false, "unseen", unseen > 0 and unseen or false, "attempt_deadline_at", false, "attempt_left_ms", false)
   return to
 end
 
 -- Store a result and end the execution. The caller has checked the fence and the size.
 function attempt.complete(p, x, result, encoding)
-  if result then redis.call("SET", keys.result(p, x.id), result) end
-  state.finish(p, x, "completed", nil, "ended_by", "complete", "result_kept", result and "1" or false,
-    "result_encoding", encoding or false)
+  local short = result and #result <= LIMITS.SHORT_RESULT_BYTES
+  if result and not short then redis.call("SET", keys.result(p, x.id), result) end
+  state.finish(p, x, "completed", nil, "ended_by", "complete", "result", short and result or false,
+    "result_kept", result and not short and "1" or false, "result_encoding", encoding or false)
 end

@@ -23,7 +23,7 @@ end
 -- it decides how much one answer may carry.
 local function answer(p, x, lane_name, payload)
   -- Numbers travel as the record's own text: converting them twice would cost more than the claim.
-  return { p.id_prefix .. x.id, x.lease_id, x.lease_epoch, x.attempt_id or x.lease_id, x.attempt, x.next or "initial", x.lease_expires_at,
+  return { p.id_prefix .. x.id, x.lease_id, x.lease_epoch, x.attempt_id or x.lease_id, x.attempt, x.next or "initial", x.at,
     x.task, x.version or "1", payload, x.payload_encoding or "", policy.text(p, x), lane_name, x.namespace or "default", x.priority or "0",
     x.created_at, x.deadline_at or "0", x.attempt_deadline_at or "0", x.retries or "0", x.crashes or "0", x.run or "0",
     x.cancel_until and 1 or 0, x.detail and record.tags(p, x) or {} }

@@ -8,16 +8,33 @@ local due = { handlers = {} }
 -- Called while the library loads, with the kind and what to do: handler(p, id, due_ms).
 function due.on(kind, handler) due.handlers[kind] = handler end
 
--- Up to `limit` due timers of a partition, oldest first. Answers how many there were.
+-- A lease has run out, or its entry is stale.
+function due.expire(p, id)
+  local x = record.load(p, id)
+  if not x or x.state ~= "active" then
+    redis.call("ZREM", keys.leases(p), id)
+  elseif tonumber(x.at) <= p.now then
+    attempt.expire_lease(p, x)
+  else
+    timers.extend(p, x)
+  end
+end
+
+-- Up to `limit` leases that have run out, then up to `limit` due timers, oldest first. Answers how many
+-- there were. During a grace no lease runs out.
 function due.run(p, limit)
+  local done = 0
+  if p.grace_until < p.now then
+    local lost = redis.call("ZRANGE", keys.leases(p), "-inf", p.now, "BYSCORE", "LIMIT", 0, limit)
+    for i = 1, #lost do due.expire(p, lost[i]) end
+    done = #lost
+  end
   local ready = timers.due(keys.timers(p), p.now, limit)
   for i = 1, #ready, 2 do
     local kind, id = string.match(ready[i], "^([%w_]+):(.*)$")
     local handler = due.handlers[kind]
     -- Cleared first: the handler may set the same timer again, and the last word on a member wins.
-    if p.grace_until >= p.now and kind == "lease" then
-      timers.set(p, kind, id, p.grace_until + 1)
-    elseif handler then
+    if handler then
       timers.clear(p, kind, id)
       handler(p, id, tonumber(ready[i + 1]))
     else
@@ -25,7 +42,7 @@ function due.run(p, limit)
       timers.set(p, kind, id, p.now + 60000)
     end
   end
-  return #ready / 2
+  return done + #ready / 2
 end
 
 -- The same for the reap set, which holds what only frees memory: it never delays the timers. A handler

@@ -3,7 +3,7 @@
 -- One entry per call, holding all transitions of that call; stream ids are the partition's time, so a
 -- feed never runs back. One transition is one string:
 --   uuid from to epoch attempt lane lease_id reason...
--- with "-" for what is empty; only the reason may hold spaces, so it comes last.
+-- with "-" for what is empty (the lease id stands where a lease begins); only the reason may hold spaces, so it comes last.
 
 local events = {}
 
@@ -16,7 +16,7 @@ function events.add(p, x, from, to, why)
   local n = #list
   list[n + 1] = "e"
   list[n + 2] = x.id .. " " .. (from or "-") .. " " .. to .. " " .. (x.lease_epoch or "0") .. " " .. (x.attempt or "-")
-    .. " " .. x.lane .. " " .. (x.lease_id or "-") .. " " .. (why or "-")
+    .. " " .. x.lane .. " " .. (to == "active" and x.lease_id or "-") .. " " .. (why or "-")
 end
 
 function events.flush(p)

@@ -22,8 +22,8 @@ function fence.check(p, x, given, operation)
     return reply.reject("stale_lease", x.state)
   end
   -- During a grace (the server was away) an expired lease is still good: its holder could not renew.
-  if tonumber(x.lease_expires_at) <= p.now and p.grace_until < p.now then
-    return reply.reject("lease_expired", x.lease_expires_at)
+  if tonumber(x.at) <= p.now and p.grace_until < p.now then
+    return reply.reject("lease_expired", x.at)
   end
 end
 

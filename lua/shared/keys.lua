@@ -16,6 +16,7 @@ function keys.index(p, lane, state) return p.key .. ":i:" .. lane .. ":" .. stat
 function keys.turns(p, lane, band)  return p.key .. ":f:" .. lane .. ":" .. band end  -- zset: virtual finish by fairness key
 function keys.caps(p, lane)    return p.key .. ":caps:" .. lane end  -- hash: digest -> tokens
 function keys.park(p, lane, cap)    return p.key .. ":park:" .. lane .. ":" .. cap end -- zset: idle workers, until
+function keys.leases(p)        return p.key .. ":leases" end     -- zset: running executions, by lease expiry
 function keys.timers(p)        return p.key .. ":timers" end
 function keys.reap(p)          return p.key .. ":reap" end
 function keys.schedules(p)     return p.key .. ":schedules" end

@@ -3,15 +3,15 @@
 -- Lanes need no declaration: one exists from its first job. Its name is interned to a number, because
 -- names are user text and numbers are short; its few words stand in the header under that number:
 --   s<l> state (active when absent)   f<l> next turn   k<l> fairness in use   c<l> revision of its capability sets
---   r<l> retention (age, count, bytes)   y<l> bytes kept by what has ended, while a byte limit is set
+--   a<l> how many are running   r<l> retention (age, count, bytes)   y<l> bytes kept by what has ended, while a byte limit is set
 
 local lanes = {}
 
 local function opened(p, name, number)
-  local got = redis.call("HMGET", p.key, "s" .. number, "f" .. number, "k" .. number, "c" .. number, "y" .. number)
+  local got = redis.call("HMGET", p.key, "s" .. number, "f" .. number, "k" .. number, "c" .. number, "y" .. number, "a" .. number)
   local lane = { no = number, name = name, state = got[1] or "active", turn = tonumber(got[2] or "0"),
     keyed = got[3] and true or false, revision = tonumber(got[4] or "0"),
-    bytes = got[5] and tonumber(got[5]) or nil }
+    bytes = got[5] and tonumber(got[5]) or nil, active = tonumber(got[6] or "0") }
   p.lanes[number] = lane
   return lane
 end
@@ -42,6 +42,27 @@ function lanes.name(p, number)
   local lane = lanes.of(p, number)
   if not lane.name then lane.name = redis.call("HGET", keys.lanes(p), "#" .. number) or "" end
   return lane.name
+end
+
+-- A lane's turn or running count has changed; written once, when the call closes.
+function lanes.changed(p, lane)
+  if not lane.dirty then
+    lane.dirty = true
+    p.dirty_lanes = p.dirty_lanes or {}
+    table.insert(p.dirty_lanes, lane)
+  end
+end
+
+function lanes.flush(p)
+  local list = p.dirty_lanes
+  if not list then return end
+  p.dirty_lanes = nil
+  for i = 1, #list do
+    local lane = list[i]
+    lane.dirty = nil
+    lanes.note(p, "f" .. lane.no, record.text(p, lane.turn))
+    lanes.note(p, "a" .. lane.no, lane.active)
+  end
 end
 
 -- Remember a header word of this partition; written once, when the call closes.

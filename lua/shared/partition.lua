@@ -13,12 +13,12 @@ function partition.open(key, absent)
   local p = { key = key, tag = tag, id_prefix = tag .. ":", id_prefix_n = #tag + 1, ready = got[1] and true or false,
     server_ms = clock.server_ms(), hwm = tonumber(got[2] or "0"), offset = tonumber(got[3] or "0"),
     grace_until = tonumber(got[4] or "0"), ticker_until = tonumber(got[5] or "0"), holds_n = tonumber(got[6] or "0"),
-    lanes = {}, lane_numbers = {}, replays_n = 0 }
+    lanes = {}, lane_numbers = {}, texts = {}, replays_n = 0 }
   p.now = clock.now_ms(p.server_ms, p.hwm, p.offset)
   if p.ready and p.now - p.hwm > LIMITS.OVERDUE_MS then
-    -- Nobody has written here for a while. If a timer is overdue by as much, the server was away (down,
+    -- Nobody has written here for a while. If a lease is overdue by as much, the server was away (down,
     -- paused, clock jump), and workers must get one renewal interval before their leases count as lost.
-    local head = redis.call("ZRANGE", keys.timers(p), "-inf", p.now - LIMITS.OVERDUE_MS, "BYSCORE", "LIMIT", 0, 1)
+    local head = redis.call("ZRANGE", keys.leases(p), "-inf", p.now - LIMITS.OVERDUE_MS, "BYSCORE", "LIMIT", 0, 1)
     if head[1] then
       p.grace_until = p.now + LIMITS.RENEWAL_INTERVAL_MAX_MS
       p.grace_new = true
@@ -43,6 +43,7 @@ function partition.flush(p)
     redis.call("HINCRBY", p.key, "replays", p.replays_n)
     p.replays_n = 0
   end
+  lanes.flush(p)
   local set = p.header_writes
   if set then
     p.header_writes = nil

@@ -8,6 +8,13 @@ local policy = {}
 
 local decoded, decoded_n = {}, 0
 
+-- What a field holds, with JSON null as nil.
+function policy.field(value, name)
+  local got = value and value[name]
+  if got == nil or got == cjson.null then return nil end
+  return got
+end
+
 -- The decoded policy of a JSON text, or nil if it is not an object. A cache, never state.
 function policy.decode(json)
   local known = decoded[json]
@@ -17,16 +24,12 @@ function policy.decode(json)
   for _, name in ipairs({ "retry_policy", "timeout_policy", "routing_requirements" }) do
     if type(value[name]) ~= "table" then value[name] = nil end
   end
+  -- What every claim asks of a policy, looked up once.
+  value.attempt_timeout_ms = policy.field(value.timeout_policy, "attempt_timeout_ms")
+  value.lease_ttl_ms = policy.field(value, "lease_ms")
   if decoded_n >= 256 then decoded, decoded_n = {}, 0 end
   decoded[json], decoded_n = value, decoded_n + 1
   return value
-end
-
--- What a field holds, with JSON null as nil.
-function policy.field(value, name)
-  local got = value and value[name]
-  if got == nil or got == cjson.null then return nil end
-  return got
 end
 
 -- The number a policy is stored under; nil when the table is full.
@@ -53,9 +56,11 @@ function policy.text(p, x)
   return seen[x.policy]
 end
 
+local NONE = {}
 function policy.of(p, x)
+  if not x.policy then return NONE end
   local text = policy.text(p, x)
-  return text ~= "" and policy.decode(text) or {}
+  return text ~= "" and policy.decode(text) or NONE
 end
 
 -- Crashes allowed before an execution is poisoned: the lower of the two places a policy may say it.

@@ -42,7 +42,6 @@ end
 local function next_turn(p, x)
   local lane = lanes.of(p, x.lane)
   local turn = lane.turn
-  local key = keys.turns(p, lane.no, band(x))
   if x.fair and not lane.keyed then
     -- First fairness key of the lane: newcomers start level with what is served next, not with zero.
     lane.keyed = true
@@ -50,9 +49,10 @@ local function next_turn(p, x)
   end
   if not lane.keyed then
     lane.turn = turn + UNIT
-    lanes.note(p, "f" .. lane.no, lane.turn)
+    lanes.changed(p, lane)
     return turn
   end
+  local key = keys.turns(p, lane.no, band(x))
   local seen = p.turns
   if not seen then
     seen = {}
@@ -72,7 +72,7 @@ local function next_turn(p, x)
   if not x.fair then
     turn = math.max(turn, at.virtual)
     lane.turn = turn + UNIT
-    lanes.note(p, "f" .. lane.no, lane.turn)
+    lanes.changed(p, lane)
     return turn
   end
   local finish = at[x.fair] or tonumber(redis.call("ZSCORE", key, x.fair) or "-1")

@@ -10,11 +10,12 @@ local SHORT = {
   state = "s", reason = "b", next = "n",           -- the three words all seven state dimensions follow from
   lane = "l", task = "t", version = "v", namespace = "ns", priority = "p",
   turn = "q", cap = "cp", fair = "fk",             -- place in the queue, required capabilities, fairness key
-  created_at = "c", started_at = "st", attempt_started_at = "as", ended_at = "e", moved_at = "m",
-  policy = "po", digest = "dg", payload_encoding = "pe", result_encoding = "re", result_kept = "r",
+  created_at = "c", started_at = "st", attempt_started_at = "as", moved_at = "m",
+  at = "u",   -- the state's own instant: when a lease runs out, a delay is over, a grant lapses; when it ended
+  policy = "po", digest = "dg", payload_encoding = "pe", result_encoding = "re", result_kept = "r", result = "rs",  -- a short result stands in the record
   attempt = "ai", lease_epoch = "ep", lease_id = "li", attempt_id = "at",  -- attempt_id only where it differs
-  lease_expires_at = "le", worker = "w", heard = "h",                      -- worker only where lease_id does not say
-  attempt_deadline_at = "ax", attempt_left_ms = "al", deadline_at = "dl", deadline_ms = "dm", due = "du",
+  worker = "w", heard = "h",                      -- worker only where lease_id does not say
+  attempt_deadline_at = "ax", attempt_left_ms = "al", deadline_at = "dl", deadline_ms = "dm",
   ended_by = "op",                                 -- the operation that ended the last lease, for replays of it
   retries = "rt", crashes = "cr", unseen = "un", hand_backs = "hb", replays = "rp", run = "rn",
   cancel_until = "cq", waiter = "wt", detail = "d", progress = "pg", grant = "g", category = "fc",
@@ -40,13 +41,14 @@ function record.load(p, id)
   return x
 end
 
--- A number as the store keeps it. Most numbers of a call are its instant: formatted once.
+-- A number as the store keeps it. A batch writes the same few instants over and over: formatted once.
 function record.text(p, value)
-  if value == p.now then
-    p.now_text = p.now_text or string.format("%.0f", value)
-    return p.now_text
+  local text = p.texts[value]
+  if not text then
+    text = string.format("%.0f", value)
+    p.texts[value] = text
   end
-  return string.format("%.0f", value)
+  return text
 end
 
 -- Write fields given as name, value, name, value; false removes one. Keeps the loaded table in step.
@@ -71,6 +73,9 @@ function record.write(p, x, ...)
   if gone then redis.call("HDEL", key, unpack(gone)) end
 end
 
+-- Field names as the store has them, for a list prepared once and written many times (state.create).
+function record.short(name) return SHORT[name] end
+
 -- Free text and tags, in the detail hash; the record only says that there is one.
 function record.describe(p, x, ...)
   redis.call("HSET", keys.detail(p, x.id), ...)
@@ -85,6 +90,11 @@ function record.full_id(p, id) return p.id_prefix .. id end
 function record.worker(x)
   if x.worker then return x.worker end
   return x.lease_id and string.match(x.lease_id, "^(.*)%.%w+%.%d+%.%d+$") or ""
+end
+
+-- The result, or nil: short ones stand in the record, others in their own key.
+function record.result(p, x)
+  return x.result or (x.result_kept and redis.call("GET", keys.result(p, x.id))) or nil
 end
 
 function record.fence(x)

@@ -12,12 +12,12 @@ state.TABLE = {
   ready       = { queued = true },
   reclaimable = { queued = true },               -- the lease ran out
   revoked     = { queued = true },               -- an operator took the lease away
-  granted     = { timer = "grant" },             -- reserved for one worker
-  delayed     = { timer = "delay" },
+  granted     = { timer = "grant" },             -- reserved for one worker; its `at` is when that lapses
+  delayed     = { timer = "delay" },             -- `at`: when it is due
   blocked     = { },
-  active      = { timer = "lease" },
+  active      = { leased = true },               -- `at`: when its lease runs out; indexed by that
   suspended   = { },
-  completed   = { outcome = "success" },
+  completed   = { outcome = "success" },         -- of these five, `at` is when it ended
   failed      = { outcome = "failed" },
   cancelled   = { outcome = "cancelled" },
   expired     = { outcome = "expired" },
@@ -27,10 +27,9 @@ state.TABLE = {
 function state.is_terminal(word) return state.TABLE[word].outcome ~= nil end
 function state.is_queued(word) return state.TABLE[word].queued or false end
 
--- Which moves exist. "new" is a record that is being created.
+-- Which moves exist between the states of a record; `state.create` makes the first.
 local FROM_QUEUE = { "ready", "granted", "active", "blocked", "delayed", "completed", "failed", "cancelled", "expired", "skipped" }
 state.MOVES = {
-  new         = { "ready", "delayed", "blocked" },
   ready       = FROM_QUEUE,
   reclaimable = { "granted", "active", "blocked", "ready", "failed", "cancelled", "expired" },
   revoked     = { "granted", "active", "blocked", "ready", "failed", "cancelled", "expired" },
@@ -61,32 +60,39 @@ function state.move(p, x, to, why, ...)
   local from = x.state
   -- An illegal move is a bug of the caller. It is raised before this call writes anything of the move,
   -- but Lua does not roll back what the function wrote before: guards come first.
-  if not legal[from or "new"][to] then error("FFBUG no move from " .. (from or "new") .. " to " .. to) end
-  if from then
-    local left = state.TABLE[from]
-    if left.queued then queue.leave(p, x) else queue.note(p, keys.index(p, x.lane, from), x.id, false) end
-    if left.timer then timers.clear(p, left.timer, x.id) end
-  end
+  if not legal[from][to] then error("FFBUG no move from " .. from .. " to " .. to) end
+  local left = state.TABLE[from]
+  if left.queued then queue.leave(p, x)
+  elseif left.leased then timers.unlease(p, x)
+  else queue.note(p, keys.index(p, x.lane, from), x.id, false) end
+  if left.timer then timers.clear(p, left.timer, x.id) end
   record.write(p, x, "state", to, ...)
   local entered = state.TABLE[to]
-  if entered.queued then
-    queue.enter(p, x)
-  else
-    queue.note(p, keys.index(p, x.lane, to), x.id, (to == "delayed" and tonumber(x.due)) or (to == "active" and tonumber(x.lease_expires_at)) or p.now)
-    if to == "active" then
-      timers.set(p, "lease", x.id, tonumber(x.lease_expires_at))
-    elseif to == "delayed" then
-      timers.set(p, "delay", x.id, tonumber(x.due))
-    end
-  end
+  if entered.queued then queue.enter(p, x)
+  elseif entered.leased then timers.lease(p, x)
+  else queue.note(p, keys.index(p, x.lane, to), x.id, (entered.timer or entered.outcome) and x.at or p.now) end
+  if entered.timer then timers.set(p, entered.timer, x.id, tonumber(x.at)) end
   events.add(p, x, from, to, why)
+end
+
+-- The first state of a record: `set` is its fields under their stored names, prepared by the caller, and
+-- x has what indexes and events need (id, lane, priority, turn, cap, at). One HSET, index, event.
+function state.create(p, x, to, set)
+  x.state = to
+  local n = #set
+  set[n + 1], set[n + 2] = "s", to
+  redis.call("HSET", keys.core(p, x.id), unpack(set))
+  local entered = state.TABLE[to]
+  if entered.queued then queue.enter(p, x) else queue.note(p, keys.index(p, x.lane, to), x.id, x.at) end
+  if entered.timer then timers.set(p, entered.timer, x.id, tonumber(x.at)) end
+  events.add(p, x, nil, to)
 end
 
 -- Retention looks at a lane when its oldest terminal record may be old enough; one entry per lane.
 local function retention_due(p, x)
   local lane = lanes.of(p, x.lane)
   if lane.bytes then
-    local size = redis.call("STRLEN", keys.payload(p, x.id)) + redis.call("STRLEN", keys.result(p, x.id))
+    local size = redis.call("STRLEN", keys.payload(p, x.id)) + #(x.result or "") + redis.call("STRLEN", keys.result(p, x.id))
     record.write(p, x, "size", size)
     lane.bytes = lane.bytes + size
     lanes.note(p, "y" .. lane.no, lane.bytes)
@@ -108,13 +114,15 @@ function state.finish(p, x, outcome, why, ...)
   if x.saga_open and x.next ~= "compensation" then
     record.write(p, x, ...)
     state.move(p, x, "ready", why, "pending_outcome", outcome, "next", "compensation", "cancel_until", false,
-      "lease_expires_at", false, "reason", false, "turn", queue.turn(p, x, false))
+      "reason", false, "turn", queue.turn(p, x, false))
     return
   end
   if x.deadline_at then timers.clear(p, "deadline", x.id) end
-  if x.cancel_until then timers.clear(p, "cancel_grace", x.id) end
-  wake.waiters(p, x, outcome)
-  state.move(p, x, outcome, why, "ended_at", p.now, "lease_expires_at", false, "cancel_until", false, "reason", false, "due", false,
-    "next", false, "waiter", false, "attempt_deadline_at", false, ...)
+  if x.cancel_until or x.reason or x.waiter or x.attempt_deadline_at or x.grant then
+    if x.cancel_until then timers.clear(p, "cancel_grace", x.id) end
+    wake.waiters(p, x, outcome)
+    record.write(p, x, "cancel_until", false, "reason", false, "waiter", false, "attempt_deadline_at", false, "grant", false)
+  end
+  state.move(p, x, outcome, why, "at", p.now, ...)
   retention_due(p, x)
 end

@@ -1,7 +1,8 @@
--- shared/timers.lua -- what is due when. Three ZSETs per partition, each with its own limit per tick, so that
--- a backlog of purges never delays a recovery.
+-- shared/timers.lua -- what is due when. Four ZSETs per partition, each with its own limit per tick, so that
+-- neither a million delays nor a backlog of purges holds up a recovery.
 --
---   timers     lease delay deadline cancel_grace grant hold unknown_task ... (member = kind:uuid)
+--   leases     running executions by the end of their lease (member = uuid); also their index
+--   timers     delay deadline cancel_grace grant release unknown_task ... (member = kind:uuid)
 --   reap       retention, tombstones, claim memory, waiters
 --   schedules  answered to the ticker, never touched by a claim's tick
 --
@@ -28,7 +29,36 @@ local function note(p, which, member, due)
   timers.note(set, member, due)
 end
 
-function timers.set(p, kind, id, due) note(p, "timer_writes", kind .. ":" .. id, due) end
+-- A ticker has promised to look again by p.ticker_until: what is due before that must wake it.
+local function soon(p, due)
+  if due < p.ticker_until and (not p.soonest or due < p.soonest) then p.soonest = due end
+end
+
+function timers.set(p, kind, id, due)
+  note(p, "timer_writes", kind .. ":" .. id, due)
+  soon(p, due)
+end
+
+-- A lease begins, moves or ends: the index of running executions is the lease timer.
+function timers.lease(p, x)
+  note(p, "lease_writes", x.id, x.at)
+  soon(p, tonumber(x.at))
+  local lane = lanes.of(p, x.lane)
+  lane.active = lane.active + 1
+  lanes.changed(p, lane)
+end
+
+function timers.extend(p, x)
+  note(p, "lease_writes", x.id, x.at)
+  soon(p, tonumber(x.at))
+end
+
+function timers.unlease(p, x)
+  note(p, "lease_writes", x.id, false)
+  local lane = lanes.of(p, x.lane)
+  lane.active = lane.active - 1
+  lanes.changed(p, lane)
+end
 function timers.clear(p, kind, id) note(p, "timer_writes", kind .. ":" .. id, false) end
 function timers.reap(p, kind, id, due) note(p, "reap_writes", kind .. ":" .. id, due) end
 function timers.unreap(p, kind, id) note(p, "reap_writes", kind .. ":" .. id, false) end
@@ -57,21 +87,21 @@ function timers.due(key, now, limit)
   return redis.call("ZRANGE", key, "-inf", now, "BYSCORE", "LIMIT", 0, limit, "WITHSCORES")
 end
 
--- Write what was collected. A ticker has promised to look again by p.ticker_until; a timer due before
--- that must wake it, anything later it will see by itself.
+-- Write what was collected, and wake the ticker where something is due before it would look by itself.
 function timers.flush(p)
-  local set = p.timer_writes
+  local set = p.lease_writes
+  if set then
+    p.lease_writes = nil
+    timers.write(keys.leases(p), set)
+  end
+  set = p.timer_writes
   if set then
     p.timer_writes = nil
     timers.write(keys.timers(p), set)
-    local soonest
-    for i = 1, #set.order do
-      local due = set.at[set.order[i]]
-      if due and (not soonest or due < soonest) then soonest = due end
-    end
-    if soonest and soonest < p.ticker_until then
-      redis.call("SPUBLISH", keys.ticker_channel(p), string.format("%.0f", soonest))
-    end
+  end
+  if p.soonest then
+    redis.call("SPUBLISH", keys.ticker_channel(p), string.format("%.0f", p.soonest))
+    p.soonest = nil
   end
   set = p.reap_writes
   if set then

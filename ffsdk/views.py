@@ -1,0 +1,228 @@
+"""What users see when they ask: a job's status, why it does not run, a lane's numbers, what a bulk call did."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from ffcore.states import LifecyclePhase, PublicState
+from ffsdk.times import from_ms
+
+if TYPE_CHECKING:
+    from ffcore.contracts.operator import ListedHold
+    from ffcore.contracts.reads import ListedExecution, StoredExecution
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """What the handler last said with `ctx.progress`."""
+
+    pct: int
+    message: str = ""
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """Who runs it now, and until when without renewing."""
+
+    worker: str
+    epoch: int
+    expires_at: datetime | None
+
+
+class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One read of a job, consistent in itself. Instants are UTC by the store's clock."""
+
+    execution_id: str
+    task: str
+    lane: str
+    state: PublicState
+    attempt: int
+    """Index of the latest attempt, from 0."""
+    attempts: int
+    """How many were started."""
+    crashes: int
+    """Leases that ran out because a worker died; `attempts` counts them too."""
+    progress: Progress | None
+    lease: Lease | None
+    blocking_reason: str | None
+    blocking_detail: str | None
+    waitpoints: list[str]
+    created_at: datetime | None
+    started_at: datetime | None
+    completed_at: datetime | None
+    due_at: datetime | None
+    """When a delayed job becomes ready."""
+    deadline_at: datetime | None
+    cancel_requested: bool
+    priority: int
+    namespace: str
+    run: int
+    """0 for the first run; each replay adds one."""
+    tags: dict[str, str]
+
+
+class Reason(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that keeps a job from running; `until` if it ends by itself."""
+
+    code: str
+    detail: str = ""
+    until: datetime | None = None
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a job does not run. `runnable`: a worker could take it this moment; then the one reason says what it waits for."""
+
+    runnable: bool
+    reasons: list[Reason]
+
+
+class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a listing says of a job without another read."""
+
+    task: str
+    lane: str
+    state: PublicState
+    priority: int
+    attempts: int
+    worker: str
+    namespace: str
+    created_at: datetime | None
+    completed_at: datetime | None
+
+
+class LaneStats(msgspec.Struct, frozen=True, kw_only=True):
+    """A lane over all partitions reached."""
+
+    state: str
+    """active, paused, draining, disabled; `mixed` while partitions disagree."""
+    depth: dict[str, int]
+    """Jobs by public state; `waiting` includes the held ones."""
+    oldest_age: float
+    """Seconds since the creation of the job first in line; 0 if none waits."""
+    rate_in: float
+    """Jobs created per second over the last seconds."""
+    rate_out: float
+    """Jobs ended per second over the last seconds."""
+    held: int
+    """Of the waiting ones, how many something blocks: a hold, an admission, no worker for their task."""
+    idle_workers: int
+    not_reached: dict[str, str]
+    """Partitions that did not answer, and why."""
+
+
+class FanOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A change that goes to every partition. What was not reached still has the old state: call again."""
+
+    reached: list[str]
+    not_reached: dict[str, str]
+
+    @property
+    def complete(self) -> bool:
+        return not self.not_reached
+
+
+class Bulk(msgspec.Struct, frozen=True, kw_only=True):
+    """What a bulk call would do (`dry_run`) or did."""
+
+    dry_run: bool
+    count: int
+    """Jobs that matched."""
+    ids: list[str]
+    """Those jobs; of a purge the first ones only."""
+    done: int = 0
+    refused: dict[str, str] = {}
+    """Jobs that matched and were not changed, with the code: they moved on meanwhile, mostly."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of a subscription; pass `cursor` as `after=` to go on behind it."""
+
+    kind: Literal["completion", "lease", "operator"]
+    cursor: str
+    at: datetime | None
+    execution_id: str | None
+    """None for an operator's action on a lane or a hold."""
+    lane: str | None
+    from_state: str | None
+    to_state: str | None
+    """Public states; equal where only the lease changed."""
+    attempt: int | None
+    worker: str | None
+    detail: str
+
+
+# ---- from the store's answers --------------------------------------------------------------------------
+
+
+def status_of(stored: StoredExecution) -> JobStatus:
+    from ffcore import views
+
+    f, state = stored.fields, views.state_of(stored)
+    lease = progress = None
+    if state.lifecycle_phase is LifecyclePhase.ACTIVE:
+        lease = Lease(
+            worker=stored.worker_instance_id, epoch=views.number(stored, "lease_epoch"),
+            expires_at=from_ms(views.lease_expires_at(stored)),
+        )  # fmt: skip
+    if "progress" in f or "progress" in stored.texts:
+        progress = Progress(pct=views.number(stored, "progress"), message=stored.texts.get("progress", ""))
+    reason = state.blocking_reason.value
+    return JobStatus(
+        execution_id=stored.execution_id, task=f["task"], lane=stored.lane_id, state=state.public_state,
+        attempt=views.number(stored, "attempt"), attempts=views.attempts_n(stored),
+        crashes=views.number(stored, "crashes"), progress=progress, lease=lease,
+        blocking_reason=None if reason == "none" else reason, blocking_detail=views.blocking_detail(stored) or None,
+        waitpoints=[], created_at=from_ms(f.get("created_at")), started_at=from_ms(f.get("started_at")),
+        completed_at=from_ms(f.get("ended_at")), due_at=from_ms(views.due_at(stored)),
+        deadline_at=from_ms(f.get("deadline_at")), cancel_requested="cancel_until" in f,
+        priority=views.number(stored, "priority"), namespace=f.get("namespace", "default"),
+        run=views.number(stored, "run"), tags=stored.tags,
+    )  # fmt: skip
+
+
+def info_of(row: ListedExecution) -> JobInfo:
+    from ffcore.states import vector
+
+    return JobInfo(
+        task=row.task, lane=row.lane_id, priority=row.priority, attempts=row.attempts, worker=row.worker_instance_id,
+        state=vector(row.state, row.reason or None, row.next or None, row.started).public_state,
+        namespace=row.namespace, created_at=from_ms(row.created_at), completed_at=from_ms(row.ended_at),
+    )  # fmt: skip
+
+
+def explain(
+    stored: StoredExecution, lane_state: str, holds: list[ListedHold], workers: list[dict[str, Any]], requires: list[str],
+    serves: Any,
+) -> Explanation:  # fmt: skip
+    """Why it does not run, from one read each of the job, its lane, the holds and the workers.
+
+    `workers` are the registered facts of live workers; ``serves(capabilities, requires)`` decides a match.
+    """
+    from ffcore import views
+
+    state, f = views.state_of(stored), stored.fields
+    if state.public_state.is_terminal:
+        return Explanation(runnable=False, reasons=[Reason(code="ended", detail=state.public_state.value)])
+    if state.lifecycle_phase is LifecyclePhase.ACTIVE:
+        running = Reason(code="running", detail=stored.worker_instance_id, until=from_ms(views.lease_expires_at(stored)))
+        return Explanation(runnable=False, reasons=[running])
+    reasons: list[Reason] = []
+    if f["state"] == "delayed":
+        reasons.append(Reason(code=state.blocking_reason.value, until=from_ms(views.due_at(stored))))
+    elif f["state"] in ("blocked", "suspended"):
+        reasons.append(Reason(code=state.blocking_reason.value, detail=views.blocking_detail(stored)))
+    elif f["state"] == "granted":
+        reasons.append(Reason(code="granted", detail=stored.worker_instance_id))
+    if lane_state in ("paused", "disabled"):
+        reasons.append(Reason(code="lane_" + lane_state, detail=stored.lane_id))
+    wanted = {f"task:{f['task']}", *(f"tag:{key}={value}" for key, value in stored.tags.items())}
+    reasons += [Reason(code="held", detail=f"{hold.what}: {hold.reason}") for hold in holds if hold.what in wanted]
+    here = [worker for worker in workers if stored.lane_id in worker.get("lanes", ())]
+    if not here:
+        reasons.append(Reason(code="no_worker", detail=f"no live worker serves lane {stored.lane_id}"))
+    elif requires and not any(serves(worker.get("capabilities", ()), requires) for worker in here):
+        reasons.append(Reason(code="no_capable_worker", detail="requires " + ", ".join(sorted(requires))))
+    if reasons:
+        return Explanation(runnable=False, reasons=reasons)
+    return Explanation(runnable=True, reasons=[Reason(code="waiting_for_worker", detail=f"{len(here)} workers serve its lane")])
