@@ -19,14 +19,16 @@ import msgspec
 from ffbackend_valkey import keys
 from ffbackend_valkey.binding import Binding, Word, all_args, bind
 from ffbackend_valkey.connection import FunctionMissing
-from ffbackend_valkey.library import Library, Loaded, judge, library
+from ffbackend_valkey.library import Library, Loaded, judge
 from ffcore.args import Args
 from ffcore.backend import BlockingCalls, StoreConfig, Subscription
 from ffcore.errors import EngineBug, EngineError, Incompatible, InvalidArgument, NotInitialised, Unavailable
 from ffcore.ids import PartitionKey, partition_index
+from ffcore.operations import Operations
 
 R = TypeVar("R")
 Reply = Any
+Listener = Callable[[str, bytes], None]
 log = logging.getLogger("flowfabric.backend")
 
 PATIENCE_S = 5.0
@@ -44,8 +46,8 @@ class Blocking(Protocol):
 
 
 class Listening(Protocol):
-    async def subscribe(self, channel: str, listener: Callable[[str, bytes], None]) -> None: ...
-    async def unsubscribe(self, channel: str, listener: Callable[[str, bytes], None] | None = None) -> None: ...
+    async def subscribe(self, channel: str, listener: Listener) -> None: ...
+    async def unsubscribe(self, channel: str, listener: Listener | None = None) -> None: ...
     def on_gap(self, callback: Callable[[], None]) -> None: ...
     def off_gap(self, callback: Callable[[], None]) -> None: ...
     async def close(self) -> None: ...
@@ -68,7 +70,7 @@ def _refuse(partition: str, config: StoreConfig) -> None:
     raise InvalidArgument(f"{partition} is not a partition of this store, which has {msgspec.to_builtins(config)}")
 
 
-class ValkeyBackend:
+class ValkeyBackend(Operations):
     """Backend over one server. Use `ffbackend_valkey.connect`; methods belong to the event loop's thread."""
 
     def __init__(self, store: Store, calls: Calls, lib: Library, *, patience: float = PATIENCE_S) -> None:
@@ -145,10 +147,10 @@ class ValkeyBackend:
                 raise failed
             elif failed.code == "closed" or (applied and not args.REPEATABLE) or time.monotonic() + pause > deadline:
                 if applied and not failed.may_have_applied:
-                    raise Unavailable(str(failed), may_have_applied=True, code=failed.code, detail=failed.detail) from failed
+                    failed.may_have_applied = True
                 raise failed
             else:
-                await asyncio.sleep(pause * (0.5 + random.random()))  # noqa: S311 - jitter, no secret
+                await asyncio.sleep(pause * (0.5 + random.random()))
                 pause = min(pause * 2, 0.5)
             try:
                 return await send()
@@ -172,7 +174,7 @@ class ValkeyBackend:
     # ---- messages
 
     async def subscribe(
-        self, channels: Sequence[str], on_message: Callable[[str, bytes], None], on_gap: Callable[[], None] | None = None
+        self, channels: Sequence[str], on_message: Listener, on_gap: Callable[[], None] | None = None
     ) -> Subscription:
         if self._listening is None:
             self._listening = self._store.listening()
@@ -213,7 +215,9 @@ class ValkeyBackend:
                 judge(self._library, there)
                 return there
             if there is not None and there.version > self._library.version:
-                raise Incompatible(f"the store holds library version {there.version}; this program has {self._library.version}")
+                raise Incompatible(
+                    f"the store holds library version {there.version}, newer than {self._library.version} of this program"
+                )
             words: list[Word] = ["FUNCTION", "LOAD"]
             if there is not None:
                 words.append("REPLACE")
@@ -273,7 +277,7 @@ class ValkeyBackend:
 
 class _Subscription:
     def __init__(
-        self, listening: Listening, channels: list[str], on_message: Callable[[str, bytes], None], on_gap: Callable[[], None] | None
+        self, listening: Listening, channels: list[str], on_message: Listener, on_gap: Callable[[], None] | None
     ) -> None:
         self._listening, self._channels, self._on_message, self._on_gap = listening, channels, on_message, on_gap
 
@@ -294,7 +298,7 @@ class _BlockingBackend:
         try:
             outcome: R = binding.outcome(self._connection.call(*binding.request(args)))
         except FunctionMissing as missing:
-            raise Unavailable("the store lost its library; the next call of the event loop loads it", detail=str(missing)) from missing
+            raise Unavailable("the store lost its library; the next call of the event loop loads it") from missing
         return outcome
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from ffbackend_valkey.library import Library, Signature
 from ffcore.args import Args, Outcome
 from ffcore.contracts.lease import LeaseFence
 from ffcore.contracts.partition import Partition
-from ffcore.errors import EngineBug, EngineError, Rejected, rejection
+from ffcore.errors import EngineBug, Rejected, rejection
 from ffcore.ids import partition_of
 from ffcore.wire import pack_pairs
 
@@ -299,6 +299,6 @@ def all_args() -> list[type[Args[Any]]]:
     found: list[type[Args[Any]]] = []
     for module in pkgutil.iter_modules(contracts.__path__, contracts.__name__ + "."):
         for value in vars(importlib.import_module(module.name)).values():
-            if isinstance(value, type) and issubclass(value, Args) and value is not Args and value.__module__ == module.name:
+            if isinstance(value, type) and issubclass(value, Args) and value.__module__ == module.name:
                 found.append(value)
     return found

@@ -140,15 +140,16 @@ def judge(ours: Library, theirs: Loaded | None) -> Literal["load", "go"]:
         if theirs.sha == ours.sha:
             return "go"
         raise Incompatible(
-            f"the store holds another library of the same version {ours.version} (theirs {theirs.sha}, ours {ours.sha}); "
+            f"the store holds another library of the same version {ours.version} ({theirs.sha}, ours is {ours.sha}); "
             "run `ff library upgrade` to replace it with this one"
         )
     if theirs.version < ours.version:
         raise Incompatible(
-            f"the store holds library version {theirs.version}, this program needs {ours.version}; run `ff library upgrade`"
+            f"the store holds library version {theirs.version}, this program needs {ours.version}: run `ff library upgrade`"
         )
     if theirs.compatible_since > ours.version:
         raise Incompatible(
-            f"the store holds library version {theirs.version}, which no longer answers version {ours.version}; upgrade this program"
+            f"the store holds library version {theirs.version}, which no longer answers version {ours.version}: "
+            f"upgrade this program"
         )
     return "go"

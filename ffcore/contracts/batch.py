@@ -131,6 +131,21 @@ class ClaimBatchArgs(Args[ClaimedBatch]):
     """Channel name to ring when work comes (see `Backend.worker_channel`); None: do not park."""
 
 
+# ---- pass a bell on ------------------------------------------------------------------------------------
+
+
+class BellPassed(Outcome, tag="passed"):
+    """Another parked worker was rung, if there is work and one is parked."""
+
+
+class PassBellArgs(Args[BellPassed]):
+    """A bell reached a worker without room: let another one know. Harmless when repeated."""
+
+    partition: PartitionKey
+    lanes: list[str]
+    capability_sets: list[str]
+
+
 # ---- complete many -----------------------------------------------------------------------------------
 
 

@@ -6,6 +6,8 @@ by `ffcore/views.py`.
 
 from __future__ import annotations
 
+import msgspec
+
 from ffcore.args import Args, Outcome, Row
 from ffcore.ids import ExecutionId, LaneId, PartitionKey, TimestampMs
 
@@ -109,7 +111,7 @@ class ListExecutionsArgs(Args[ExecutionsPage]):
 
     partition: PartitionKey
     lane_id: LaneId | None = None
-    states: list[str] = []
+    states: list[str] = msgspec.field(default_factory=list)
     tag: str | None = None
     """``key=value``"""
     namespace: str | None = None

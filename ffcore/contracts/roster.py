@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from ffcore.args import Args, Outcome, Row
 from ffcore.ids import PartitionKey, TimestampMs, WorkerInstanceId
 
@@ -61,7 +63,7 @@ class ListTasksArgs(Args[Tasks]):
     """Descriptors by name; no names: all, up to 1,000."""
 
     partition: PartitionKey
-    names: list[str] = []
+    names: list[str] = msgspec.field(default_factory=list)
 
 
 class Announced(Outcome, tag="announced"):

@@ -32,6 +32,15 @@ class NoopArgs(Args[Done]):
     data: bytes
 
 
+class OwedRow(Row):
+    """An effect a partition owes to another: deliver it, then acknowledge `row`."""
+
+    row: str
+    target: PartitionKey
+    kind: str
+    body: str
+
+
 class TickedPartition(Row):
     partition: PartitionKey
     mine: bool
@@ -40,6 +49,8 @@ class TickedPartition(Row):
     reaped: int
     next_due_ms: TimestampMs
     now_ms: TimestampMs
+    owed: list[OwedRow]
+    """Undelivered outbox rows; answered again each second until acknowledged."""
 
 
 class Ticked(Outcome, tag="ticked"):
@@ -53,6 +64,21 @@ class TickArgs(Args[Ticked]):
     ticker: str
     limit: int = 200
     force: bool = False
+
+
+class OutboxRef(Row):
+    row: str
+
+
+class Acknowledged(Outcome, tag="acknowledged"):
+    count: int
+
+
+class AckOutboxArgs(Args[Acknowledged]):
+    """Say that outbox rows have been delivered."""
+
+    partition: PartitionKey
+    items: list[OutboxRef]
 
 
 class Purged(Outcome, tag="purged"):

@@ -77,7 +77,8 @@ end
 
 -- End an attempt as failed: a retry if policy and category allow, else the execution fails.
 -- Answers the state word it led to.
-local NEVER_RETRIED = { fatal = true, permanent = true, invalid_payload = true, unknown_task = true, poisoned = true, cancelled = true }
+local NEVER_RETRIED = { fatal = true, permanent = true, invalid_payload = true, invalid_result = true, result_too_large = true,
+  unknown_task = true, poisoned = true, cancelled = true }
 
 function attempt.fail(p, x, reason, category, detail, retry_after_ms, given, operation)
   if attempt.cancelled_instead(p, x, operation) then return "cancelled" end

@@ -5,6 +5,10 @@
 
 local keys = {}
 
+-- The partition's header, and the key beside it that never exists.
+function keys.tag_of(header) return string.match(header, "^ff:({%a+:%d+})$") end
+function keys.absent(header) return header .. ":absent" end
+
 function keys.core(p, id)      return p.key .. ":x:" .. id end   -- hash: the record
 function keys.payload(p, id)   return p.key .. ":p:" .. id end   -- string: opaque bytes
 function keys.result(p, id)    return p.key .. ":r:" .. id end   -- string: opaque bytes

@@ -7,8 +7,8 @@
 local SCHEMA = 1
 
 function partition.open(key, absent)
-  local tag = string.match(key, "^ff:({%a+:%d+})$")
-  if not tag or absent ~= key .. ":absent" then return nil end
+  local tag = keys.tag_of(key)
+  if not tag or absent ~= keys.absent(key) then return nil end
   local got = redis.call("HMGET", key, "v", "hwm", "offset", "grace_until", "ticker_until", "holds")
   local p = { key = key, tag = tag, id_prefix = tag .. ":", id_prefix_n = #tag + 1, ready = got[1] and true or false,
     server_ms = clock.server_ms(), hwm = tonumber(got[2] or "0"), offset = tonumber(got[3] or "0"),

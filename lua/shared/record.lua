@@ -68,7 +68,7 @@ function record.write(p, x, ...)
       x[name] = nil
     end
   end
-  local key = p.key .. ":x:" .. x.id
+  local key = keys.core(p, x.id)
   if n > 0 then redis.call("HSET", key, unpack(set)) end
   if gone then redis.call("HDEL", key, unpack(gone)) end
 end

@@ -1,0 +1,198 @@
+"""An App: the tasks of a program, where its store is, and what its handlers share.
+
+Declaring opens nothing. The store is opened by the first client or worker of a running loop, shared by all of
+that loop, and closed when the last one lets go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import sys
+import weakref
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+
+from ffcore import ids
+from ffcore.errors import InvalidArgument
+from ffsdk.connect import Durability, check_durability, open_backend
+from ffsdk.pace import Pace
+from ffsdk.retry import Retry
+from ffsdk.task import Isolation, Task, TaskOptions, required
+from ffsdk.times import Duration
+
+if TYPE_CHECKING:
+    from ffcore.backend import Backend
+    from ffsdk.client import Client
+    from ffsdk.context import Context
+    from ffsdk.worker import Worker
+
+P = TypeVar("P")
+R = TypeVar("R")
+Lifespan = TypeVar("Lifespan", bound=Callable[[], Any])
+
+
+class Declare(Protocol):
+    """What `@app.task(...)` is applied to: ``f()``, ``f(payload)`` or ``f(payload, ctx)``; def or async def."""
+
+    @overload
+    def __call__(self, fn: Callable[[P], Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[[P, Context], Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[[], Awaitable[R]], /) -> Task[None, R]: ...
+    @overload
+    def __call__(self, fn: Callable[[P], R], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[[P, Context], R], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[[], R], /) -> Task[None, R]: ...
+
+
+class _Shared:
+    """One opened backend of one loop, and how many use it."""
+
+    def __init__(self, opening: asyncio.Task[Backend], url: str | None) -> None:
+        self.opening, self.url, self.users = opening, url, 0
+
+
+class App:
+    """Tasks and a store. `url=None` means FF_URL; see `ffsdk.connect.resolve_url` for what follows without it."""
+
+    def __init__(self, url: str | None = None, namespace: str = "default", durability: Durability = "accepted") -> None:
+        ids.check_name(namespace, "namespace")
+        check_durability(durability)
+        self.url, self.namespace, self.durability = url, namespace, durability
+        self.tasks: dict[str, Task[Any, Any]] = {}
+        """Declared tasks by name."""
+        self.pace = Pace()
+        """How clients and workers of this app wait between polls."""
+        self._resources: Callable[[], contextlib.AbstractAsyncContextManager[Any]] | None = None
+        self._open: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Shared] = weakref.WeakKeyDictionary()
+
+    # ---- declaring
+
+    @overload
+    def task(self, fn: Callable[[P], Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
+    def task(self, fn: Callable[[P, Context], Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
+    def task(self, fn: Callable[[], Awaitable[R]], /) -> Task[None, R]: ...
+    @overload
+    def task(self, fn: Callable[[P], R], /) -> Task[P, R]: ...
+    @overload
+    def task(self, fn: Callable[[P, Context], R], /) -> Task[P, R]: ...
+    @overload
+    def task(self, fn: Callable[[], R], /) -> Task[None, R]: ...
+    @overload
+    def task(
+        self, fn: None = None, /, *, name: str | None = None, lane: str = "default", priority: int = 0,
+        retry: Retry | None = None, timeout: Duration | None = None, deadline: Duration | None = None,
+        lease: Duration | None = None, requires: Iterable[str] | None = None, budget: object | None = None,
+        quota: object | None = None, fairness: str | None = None, isolation: Isolation = "auto", version: int = 1,
+    ) -> Declare: ...  # fmt: skip
+
+    def task(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+        """Declare a task, as ``@app.task`` or ``@app.task(...)``.
+
+        Options: name (default: the function's), lane, priority -100..100, retry, timeout (of an attempt), deadline (of the
+        job), lease, requires (capability tokens), fairness ("payload.tenant"), isolation, version. Spans are seconds or
+        timedelta. Raises InvalidArgument for what could not work: options, types, a name that is taken.
+        """
+        # Where the decorator stands: annotations may name what is local there.
+        localns = dict(sys._getframe(1).f_locals)  # pyright: ignore[reportPrivateUsage]
+
+        def declare(fn: Callable[..., Any]) -> Task[Any, Any]:
+            given = {key: value for key, value in options.items() if value is not None}
+            given["requires"] = required(given.get("requires"))
+            given.setdefault("name", getattr(fn, "__name__", ""))
+            unknown = set(given) - set(TaskOptions.__struct_fields__)
+            if unknown:
+                raise InvalidArgument(f"task option {', '.join(sorted(unknown))}: use {', '.join(TaskOptions.__struct_fields__)}")
+            task: Task[Any, Any] = Task(fn, TaskOptions(**given), localns)
+            if task.name in self.tasks:
+                raise InvalidArgument(f"task {task.name} is declared twice: give one of them another name=")
+            self.tasks[task.name] = task
+            return task
+
+        return declare if fn is None else declare(fn)
+
+    @overload
+    def lifespan(self, fn: None = None, /) -> contextlib.AbstractAsyncContextManager[Any]: ...
+    @overload
+    def lifespan(self, fn: Lifespan, /) -> Lifespan: ...
+
+    def lifespan(self, fn: Callable[[], Any] | None = None, /) -> Any:
+        """Declare what handlers share: an async generator that opens it, yields it once and closes it after.
+
+        Workers enter it when they start; `ctx.state` is what it yielded. Called without a function it answers that context
+        manager, which yields an empty dict where nothing was declared.
+        """
+        if fn is None:
+            return self._resources() if self._resources is not None else contextlib.nullcontext({})
+        if self._resources is not None:
+            raise InvalidArgument("the app has a lifespan already: open everything in one")
+        if inspect.isasyncgenfunction(fn):
+            self._resources = contextlib.asynccontextmanager(_generator(fn))
+        elif hasattr(fn, "__wrapped__") and inspect.isasyncgenfunction(fn.__wrapped__):
+            self._resources = fn  # already @asynccontextmanager
+        else:
+            raise InvalidArgument("lifespan takes an async generator function: async def resources(): ...; yield {...}")
+        return fn
+
+    # ---- the store
+
+    async def backend(self) -> Backend:
+        """The store, opened once per running loop. Each call needs one `release`."""
+        loop = asyncio.get_running_loop()
+        shared = self._open.get(loop)
+        if shared is None or shared.url != self.url:
+            shared = _Shared(loop.create_task(open_backend(self.url, durability=self.durability)), self.url)
+            self._open[loop] = shared
+        shared.users += 1
+        try:
+            return await asyncio.shield(shared.opening)
+        except BaseException:
+            shared.users -= 1
+            if shared.opening.done() and self._open.get(loop) is shared:
+                del self._open[loop]  # the next one tries again
+            raise
+
+    async def release(self) -> None:
+        """Let go of what `backend` answered; the last one closes the connections."""
+        loop = asyncio.get_running_loop()
+        shared = self._open.get(loop)
+        if shared is None:
+            return
+        shared.users -= 1
+        if shared.users <= 0:
+            del self._open[loop]
+            await (await shared.opening).close()
+
+    # ---- using it
+
+    def client(self) -> Client:
+        """A client of this app's store: ``async with app.client() as client``."""
+        from ffsdk.client import Client
+
+        return Client(app=self)
+
+    def worker(
+        self, *, lanes: Sequence[str] | None = None, concurrency: int = 16, capabilities: Iterable[str] = (), **options: Any
+    ) -> Worker:
+        """A worker for a running loop: ``await app.worker(...).run()``; `.stop()` drains. Options: `ffsdk.worker.Worker`."""
+        from ffsdk.worker import Worker
+
+        return Worker(self, lanes=lanes, concurrency=concurrency, capabilities=capabilities, **options)
+
+    def run_worker(
+        self, *, lanes: Sequence[str] | None = None, concurrency: int = 16, capabilities: Iterable[str] = (), **options: Any
+    ) -> None:
+        """Run a worker until SIGTERM or SIGINT, which drain it. Blocks."""
+        worker = self.worker(lanes=lanes, concurrency=concurrency, capabilities=capabilities, **options)
+        asyncio.run(worker.run())
+
+
+def _generator(fn: Callable[[], Any]) -> Callable[[], AsyncGenerator[Any, None]]:
+    return fn

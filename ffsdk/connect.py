@@ -1,0 +1,117 @@
+"""From a URL to a Backend: the only module of this room that imports one, and only when it is needed.
+
+The rule: a program that was given no URL does not quietly get a store of its own, unless it is plain that
+somebody works at it by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from ffcore.errors import InvalidArgument
+from ffsdk.times import wall_ms
+
+if TYPE_CHECKING:
+    from ffbackend_valkey.virtual_time import IdleSkipper
+    from ffcore.backend import Backend
+
+Durability = Literal["accepted", "fsync", "replicated"]
+DEFAULT_DIR = ".flowfabric"
+
+
+def resolve_url(url: str | None, *, env: Mapping[str, str] | None = None, isatty: bool | None = None, verb: str | None = None) -> str:
+    """The URL given, or FF_URL, or the local default where one may be started (`ff dev`, a terminal, FF_DEV=1,
+    a directory that exists already). InvalidArgument that names FF_URL otherwise."""
+    if url is not None:
+        if not isinstance(url, str) or not url:
+            raise InvalidArgument(f"url is {url!r:.60}: use text such as valkey://localhost:6379, or None for FF_URL")
+        return url
+    env = os.environ if env is None else env
+    if named := env.get("FF_URL"):
+        return named
+    from ffbackend_valkey.embedded import may_start_embedded, no_url
+
+    directory = Path(DEFAULT_DIR)
+    if isatty is None:
+        # Both: a service under a supervisor may have a terminal on one side.
+        isatty = sys.stdin is not None and sys.stdin.isatty() and sys.stdout is not None and sys.stdout.isatty()  # pyright: ignore[reportUnnecessaryComparison]
+    if not may_start_embedded(env, isatty, directory.is_dir(), verb):
+        raise no_url(directory)
+    return f"embedded://./{DEFAULT_DIR}"
+
+
+def check_durability(durability: str) -> None:
+    """Refuse words that are none, and the one this release cannot keep."""
+    if durability == "replicated":
+        raise InvalidArgument("durability='replicated' is not part of this release: use accepted or fsync", code="unsupported")
+    if durability not in ("accepted", "fsync"):
+        raise InvalidArgument(f"durability {durability!r:.40}: use accepted or fsync")
+
+
+async def open_backend(url: str | None = None, *, durability: str = "accepted", verb: str | None = None) -> Backend:
+    """Open the store a URL names. Raises InvalidArgument (URL), Unavailable (no answer, refused, bad password),
+    Incompatible (a server or library that cannot serve us), NotInitialised (run `ff init`)."""
+    check_durability(durability)
+    found = resolve_url(url, verb=verb)
+    from ffbackend_valkey.stores import connect
+
+    return await connect(found, durability="fsync" if durability == "fsync" else "accepted")
+
+
+async def require_durability(backend: Backend, durability: str) -> None:
+    """Refuse (Incompatible) a store that does not keep what is asked; for a single submit that wants more."""
+    check_durability(durability)
+    if durability == "fsync":
+        from ffbackend_valkey.backend import ValkeyBackend
+        from ffbackend_valkey.stores import check_server
+
+        if isinstance(backend, ValkeyBackend):
+            await check_server(backend, durability)
+
+
+def clock_of(backend: Backend) -> Callable[[], int]:
+    """The clock from which a client counts relative times: this machine's, or the store's own if it is virtual."""
+    if not backend.url.startswith("memory://"):
+        return wall_ms
+    clock = VirtualStore(backend.url).clock
+    return lambda: clock.now_ms
+
+
+class Clock(Protocol):
+    """Of a virtual store."""
+
+    @property
+    def now_ms(self) -> int: ...
+
+
+class VirtualStore:
+    """A memory:// store and its time, for tests of users' code."""
+
+    def __init__(self, url: str) -> None:
+        if not url.startswith("memory://"):
+            raise InvalidArgument(f"{url} has no virtual clock: only memory:// has one")
+        from ffbackend_valkey.memory import MemoryServer
+        from ffbackend_valkey.url import parse_url
+
+        self.url, self._name = url, parse_url(url).name
+        self._clock = MemoryServer.get(self._name).clock
+
+    @property
+    def clock(self) -> Clock:
+        return self._clock
+
+    def skipper(self, next_due: Callable[[], Awaitable[int | None]], *, ceiling_ms: int | None) -> IdleSkipper:
+        """Skips idle time of the running loop; see `ffbackend_valkey.virtual_time.IdleSkipper`."""
+        from ffbackend_valkey.virtual_time import IdleSkipper
+
+        return IdleSkipper(self._clock, next_due, ceiling_ms=ceiling_ms)
+
+    def discard(self) -> None:
+        """Forget the store and all it holds."""
+        from ffbackend_valkey.memory import MemoryServer
+
+        MemoryServer.discard(self._name)

@@ -1,0 +1,120 @@
+"""Why a job does not run now: one read each of the job, its lane, the holds and the workers, put together.
+
+The reads are not one snapshot: the answer is advice for a person, never a decision of the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ffcore import ids, views
+from ffcore.errors import NotFound
+from ffcore.states import LifecyclePhase
+from ffsdk.times import from_ms
+from ffsdk.views import Explanation, Reason
+
+if TYPE_CHECKING:
+    from ffcore.backend import Backend
+    from ffcore.contracts.operator import LaneCounts, ListedHold
+    from ffcore.contracts.reads import StoredExecution
+    from ffcore.contracts.roster import ListedWorker
+
+WORKERS_N = 1000
+"""Workers looked at; a lane with more than this has one."""
+
+
+async def explain(backend: Backend, stored: StoredExecution) -> Explanation:
+    """See `Job.explain`."""
+    from ffcore.contracts.operator import LaneStatsArgs, ListHoldsArgs
+
+    partition, state = ids.partition_of(stored.execution_id), views.state_of(stored)
+    if state.public_state.is_terminal:
+        return Explanation(runnable=False, reasons=[Reason(code="ended", detail=state.public_state.value)])
+    if state.lifecycle_phase is LifecyclePhase.ACTIVE:
+        until = from_ms(views.lease_expires_at(stored))
+        return Explanation(runnable=False, reasons=[Reason(code="running", detail=stored.worker_instance_id, until=until)])
+    lane, holds, workers = await asyncio.gather(
+        backend.call(LaneStatsArgs(partition=partition, lane_id=stored.lane_id)),
+        backend.call(ListHoldsArgs(partition=partition)), live_workers(backend),
+    )  # fmt: skip
+    return explain_from(stored, lane, holds.items, workers)
+
+
+def explain_from(
+    stored: StoredExecution, lane: LaneCounts, holds: list[ListedHold], workers: list[dict[str, Any]]
+) -> Explanation:
+    """The answer for a job that neither runs nor has ended."""
+    f, state = stored.fields, views.state_of(stored)
+    reasons: list[Reason] = []
+    if f["state"] == "delayed":
+        reasons.append(Reason(code=state.blocking_reason.value, until=from_ms(views.due_at(stored))))
+    elif f["state"] in ("blocked", "suspended"):
+        reasons.append(Reason(code=state.blocking_reason.value, detail=views.blocking_detail(stored)))
+    elif f["state"] == "granted":
+        reasons.append(Reason(code="granted", detail="reserved for one worker"))
+    if lane.state in ("paused", "disabled"):
+        reasons.append(Reason(code="lane_" + lane.state, detail=stored.lane_id))
+    mine = {f"task:{f['task']}", *(f"tag:{key}={value}" for key, value in stored.tags.items())}
+    reasons += [Reason(code="held", detail=f"{hold.what}: {hold.reason}") for hold in holds if hold.what in mine]
+    here = [worker for worker in workers if stored.lane_id in worker.get("lanes", ())]
+    requires = required_of(stored)
+    able = [worker for worker in here if not missing(worker.get("capabilities", ()), requires)]
+    if not here:
+        reasons.append(Reason(code="no_worker", detail=f"no live worker serves lane {stored.lane_id}"))
+    elif not able:
+        lacking = [missing(worker.get("capabilities", ()), requires) for worker in here]
+        nearest = min(lacking, key=len)
+        reasons.append(Reason(code="no_capable_worker", detail="the nearest worker lacks " + ", ".join(nearest)))
+    elif not any(knows(worker, f["task"], int(f.get("version", "1"))) for worker in able):
+        reasons.append(Reason(code="unknown_task", detail=f"no live worker of its lane knows {f['task']}"))
+    if reasons:
+        return Explanation(runnable=False, reasons=reasons)
+    ahead = lane.counts.get("ready", 0)
+    return Explanation(
+        runnable=True, reasons=[Reason(code="waiting_for_worker", detail=f"{ahead} ready, {len(able)} workers serve it")]
+    )
+
+
+def required_of(stored: StoredExecution) -> list[str]:
+    """The capability tokens of its policy."""
+    policy: dict[str, Any] = msgspec.json.decode(stored.policy) if stored.policy else {}
+    routing: dict[str, Any] = policy.get("routing_requirements") or {}
+    return sorted(routing.get("required_capabilities") or ())
+
+
+def missing(capabilities: Iterable[str], requires: Iterable[str]) -> list[str]:
+    """The tokens of `requires` that a worker with these capabilities does not satisfy."""
+    from ffcore.capabilities import satisfies
+
+    offered = frozenset(capabilities)
+    return [token for token in requires if not satisfies(offered, token)]
+
+
+def knows(worker: dict[str, Any], task: str, version: int) -> bool:
+    """A worker that does not say which tasks it has may have this one."""
+    tasks: list[str] | None = worker.get("tasks")
+    return tasks is None or f"{task}@{version}" in tasks
+
+
+async def live_workers(backend: Backend) -> list[dict[str, Any]]:
+    """What live workers say of themselves (`RegisterWorkerArgs.info`), at most WORKERS_N of them."""
+    from ffcore.contracts.operator import LaneStatsArgs  # noqa: F401  same package, imported above already
+    from ffcore.contracts.roster import ListWorkersArgs
+    from ffsdk.submit import REGISTRY
+
+    found: list[ListedWorker] = []
+    after: str | None = None
+    while len(found) < WORKERS_N:
+        try:
+            page = await backend.call(ListWorkersArgs(partition=REGISTRY, after=after, limit=100))
+        except NotFound:
+            break
+        found += page.items
+        after = page.cursor
+        if not after:
+            break
+    return [msgspec.json.decode(worker.info, type=dict[str, Any]) for worker in found]
