@@ -216,7 +216,7 @@ class ValkeyBackend(Operations):
                 return there
             if there is not None and there.version > self._library.version:
                 raise Incompatible(
-                    f"the store holds library version {there.version}, newer than {self._library.version} of this program"
+                    f"the store holds library version {there.version}, newer than ours, {self._library.version}"
                 )
             words: list[Word] = ["FUNCTION", "LOAD"]
             if there is not None:

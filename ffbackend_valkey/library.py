@@ -145,7 +145,7 @@ def judge(ours: Library, theirs: Loaded | None) -> Literal["load", "go"]:
         )
     if theirs.version < ours.version:
         raise Incompatible(
-            f"the store holds library version {theirs.version}, this program needs {ours.version}: run `ff library upgrade`"
+            f"the store holds library version {theirs.version}, we need {ours.version}: run `ff library upgrade`"
         )
     if theirs.compatible_since > ours.version:
         raise Incompatible(

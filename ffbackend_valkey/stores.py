@@ -153,7 +153,7 @@ async def check_server(backend: ValkeyBackend, durability: str) -> list[str]:
     """Refuse what may lose work, warn once about what may lose the last second of it. Answers the warnings."""
     if backend.url.startswith("memory:"):
         if durability != "accepted":
-            raise Incompatible(f"memory:// keeps nothing: durability={durability!r} needs a server with appendfsync always")
+            raise Incompatible(f"memory:// keeps nothing: durability={durability!r} needs appendfsync always")
         return []
     info = (await backend.command("INFO", "server")).decode()
     found = re.search(r"redis_version:(\d+)\.(\d+)", info)
@@ -165,7 +165,7 @@ async def check_server(backend: ValkeyBackend, durability: str) -> list[str]:
         settings = {}
     warnings: list[str] = []
     if not settings:
-        warnings.append("the server does not show its CONFIG, so eviction and durability are unchecked; run `ff doctor`")
+        warnings.append("the server does not show its CONFIG: eviction and durability are unchecked; run `ff doctor`")
     policy = settings.get("maxmemory-policy", "noeviction")
     if policy != "noeviction":
         raise Incompatible(f"maxmemory-policy is {policy}: the server may drop jobs; set it to noeviction")

@@ -96,9 +96,10 @@ class App:
     def task(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         """Declare a task, as ``@app.task`` or ``@app.task(...)``.
 
-        Options: name (default: the function's), lane, priority -100..100, retry, timeout (of an attempt), deadline (of the
-        job), lease, requires (capability tokens), fairness ("payload.tenant"), isolation, version. Spans are seconds or
-        timedelta. Raises InvalidArgument for what could not work: options, types, a name that is taken.
+        Options: name (default: the function's), lane, priority -100..100, retry, timeout (of an attempt), deadline
+        (of the job), lease, requires (capability tokens), fairness ("payload.tenant"), isolation, version. Spans
+        are seconds or timedelta. Raises InvalidArgument for what could not work: options, types, a name that is
+        taken.
         """
         # Where the decorator stands: annotations may name what is local there.
         localns = dict(sys._getframe(1).f_locals)  # pyright: ignore[reportPrivateUsage]
@@ -109,7 +110,8 @@ class App:
             given.setdefault("name", getattr(fn, "__name__", ""))
             unknown = set(given) - set(TaskOptions.__struct_fields__)
             if unknown:
-                raise InvalidArgument(f"task option {', '.join(sorted(unknown))}: use {', '.join(TaskOptions.__struct_fields__)}")
+                known = ", ".join(TaskOptions.__struct_fields__)
+                raise InvalidArgument(f"task option {', '.join(sorted(unknown))}: use {known}")
             task: Task[Any, Any] = Task(fn, TaskOptions(**given), localns)
             if task.name in self.tasks:
                 raise InvalidArgument(f"task {task.name} is declared twice: give one of them another name=")
@@ -126,16 +128,17 @@ class App:
     def lifespan(self, fn: Callable[[], Any] | None = None, /) -> Any:
         """Declare what handlers share: an async generator that opens it, yields it once and closes it after.
 
-        Workers enter it when they start; `ctx.state` is what it yielded. Called without a function it answers that context
-        manager, which yields an empty dict where nothing was declared.
+        Workers enter it when they start; `ctx.state` is what it yielded. Called without a function it answers that
+        context manager, which yields an empty dict where nothing was declared.
         """
         if fn is None:
-            return self._resources() if self._resources is not None else contextlib.nullcontext({})
+            nothing: dict[str, Any] = {}
+            return self._resources() if self._resources is not None else contextlib.nullcontext(nothing)
         if self._resources is not None:
             raise InvalidArgument("the app has a lifespan already: open everything in one")
         if inspect.isasyncgenfunction(fn):
             self._resources = contextlib.asynccontextmanager(_generator(fn))
-        elif hasattr(fn, "__wrapped__") and inspect.isasyncgenfunction(fn.__wrapped__):
+        elif inspect.isasyncgenfunction(getattr(fn, "__wrapped__", None)):
             self._resources = fn  # already @asynccontextmanager
         else:
             raise InvalidArgument("lifespan takes an async generator function: async def resources(): ...; yield {...}")
@@ -179,15 +182,25 @@ class App:
         return Client(app=self)
 
     def worker(
-        self, *, lanes: Sequence[str] | None = None, concurrency: int = 16, capabilities: Iterable[str] = (), **options: Any
+        self,
+        *,
+        lanes: Sequence[str] | None = None,
+        concurrency: int = 16,
+        capabilities: Iterable[str] = (),
+        **options: Any,
     ) -> Worker:
-        """A worker for a running loop: ``await app.worker(...).run()``; `.stop()` drains. Options: `ffsdk.worker.Worker`."""
+        """A worker for a running loop: ``await app.worker(...).run()``, `.stop()`; options: `ffsdk.worker.Worker`."""
         from ffsdk.worker import Worker
 
         return Worker(self, lanes=lanes, concurrency=concurrency, capabilities=capabilities, **options)
 
     def run_worker(
-        self, *, lanes: Sequence[str] | None = None, concurrency: int = 16, capabilities: Iterable[str] = (), **options: Any
+        self,
+        *,
+        lanes: Sequence[str] | None = None,
+        concurrency: int = 16,
+        capabilities: Iterable[str] = (),
+        **options: Any,
     ) -> None:
         """Run a worker until SIGTERM or SIGINT, which drain it. Blocks."""
         worker = self.worker(lanes=lanes, concurrency=concurrency, capabilities=capabilities, **options)

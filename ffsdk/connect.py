@@ -10,9 +10,10 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ffcore.errors import InvalidArgument
+from ffsdk.errors import refuse_not_yet
 from ffsdk.times import wall_ms
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ Durability = Literal["accepted", "fsync", "replicated"]
 DEFAULT_DIR = ".flowfabric"
 
 
-def resolve_url(url: str | None, *, env: Mapping[str, str] | None = None, isatty: bool | None = None, verb: str | None = None) -> str:
+def resolve_url(
+    url: str | None, *, env: Mapping[str, str] | None = None, isatty: bool | None = None, verb: str | None = None
+) -> str:
     """The URL given, or FF_URL, or the local default where one may be started (`ff dev`, a terminal, FF_DEV=1,
     a directory that exists already). InvalidArgument that names FF_URL otherwise."""
     if url is not None:
@@ -37,9 +40,10 @@ def resolve_url(url: str | None, *, env: Mapping[str, str] | None = None, isatty
 
     directory = Path(DEFAULT_DIR)
     if isatty is None:
-        # Both: a service under a supervisor may have a terminal on one side.
-        isatty = sys.stdin is not None and sys.stdin.isatty() and sys.stdout is not None and sys.stdout.isatty()  # pyright: ignore[reportUnnecessaryComparison]
-    if not may_start_embedded(env, isatty, directory.is_dir(), verb):
+        # Both: a service may have a terminal on one side. A program without a console has None there.
+        streams: tuple[Any, ...] = (sys.stdin, sys.stdout)
+        isatty = all(stream is not None and stream.isatty() for stream in streams)
+    if not may_start_embedded(env, bool(isatty), directory.is_dir(), verb):
         raise no_url(directory)
     return f"embedded://./{DEFAULT_DIR}"
 
@@ -47,7 +51,7 @@ def resolve_url(url: str | None, *, env: Mapping[str, str] | None = None, isatty
 def check_durability(durability: str) -> None:
     """Refuse words that are none, and the one this release cannot keep."""
     if durability == "replicated":
-        raise InvalidArgument("durability='replicated' is not part of this release: use accepted or fsync", code="unsupported")
+        refuse_not_yet(replicated=durability)
     if durability not in ("accepted", "fsync"):
         raise InvalidArgument(f"durability {durability!r:.40}: use accepted or fsync")
 

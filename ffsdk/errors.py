@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ffcore import checks
 from ffcore.errors import (
@@ -35,9 +35,6 @@ from ffcore.errors import (
     WrongState,
 )
 from ffsdk.times import Duration, span_ms
-
-if TYPE_CHECKING:
-    from ffsdk.job import Job
 
 # ---- raised by handlers --------------------------------------------------------------------------------
 
@@ -119,23 +116,25 @@ class NotAccepted(EngineError):
 class SubmitErrors(ExceptionGroup[NotAccepted]):
     """Some items of `submit_many` were not accepted. `jobs` has, per item and in order, the job or None."""
 
-    jobs: list[Job[Any] | None]
+    jobs: list[Any]
 
-    def __new__(cls, message: str, errors: Sequence[NotAccepted], jobs: list[Job[Any] | None]) -> SubmitErrors:
-        self = super().__new__(cls, message, errors)
-        self.jobs = jobs
+    @classmethod
+    def of(cls, message: str, errors: Sequence[NotAccepted], jobs: Sequence[Any]) -> SubmitErrors:
+        self = cls(message, errors)
+        self.jobs = list(jobs)
         return self
 
-    def derive(self, excs: Sequence[Any]) -> SubmitErrors:
-        return SubmitErrors(self.message, excs, self.jobs)
+    def derive(self, excs: Sequence[Any], /) -> Any:
+        """What `except*` and `split` make of a part of it: the same jobs, fewer errors."""
+        return SubmitErrors.of(self.message, excs, self.jobs)
 
 
 # ---- not yet -------------------------------------------------------------------------------------------
 
 NOT_YET = {
-    "budget": "budgets",
-    "quota": "quotas",
-    "unique": "uniqueness",
+    "budget": "budget=",
+    "quota": "quota=",
+    "unique": "unique=",
     "replicated": "durability='replicated'",
 }
 """Options of the API that this release takes by name only to refuse them: none is ignored silently."""
@@ -145,7 +144,7 @@ def refuse_not_yet(**given: object) -> None:
     """InvalidArgument, code `unsupported`, for the first option given that no part of the engine reads yet."""
     for name, value in given.items():
         if value is not None and name in NOT_YET:
-            raise InvalidArgument(f"{NOT_YET[name]} are not part of this release: leave {name}= out", code="unsupported")
+            raise InvalidArgument(f"{NOT_YET[name]} is not part of this release yet: leave it out", code="unsupported")
 
 
 __all__ = [

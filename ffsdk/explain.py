@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ffcore import ids, views
+from ffcore.capabilities import Capabilities
 from ffcore.errors import NotFound
 from ffcore.states import LifecyclePhase
 from ffsdk.times import from_ms
@@ -36,7 +37,9 @@ async def explain(backend: Backend, stored: StoredExecution) -> Explanation:
         return Explanation(runnable=False, reasons=[Reason(code="ended", detail=state.public_state.value)])
     if state.lifecycle_phase is LifecyclePhase.ACTIVE:
         until = from_ms(views.lease_expires_at(stored))
-        return Explanation(runnable=False, reasons=[Reason(code="running", detail=stored.worker_instance_id, until=until)])
+        return Explanation(
+            runnable=False, reasons=[Reason(code="running", detail=stored.worker_instance_id, until=until)]
+        )
     lane, holds, workers = await asyncio.gather(
         backend.call(LaneStatsArgs(partition=partition, lane_id=stored.lane_id)),
         backend.call(ListHoldsArgs(partition=partition)), live_workers(backend),
@@ -75,7 +78,8 @@ def explain_from(
         return Explanation(runnable=False, reasons=reasons)
     ahead = lane.counts.get("ready", 0)
     return Explanation(
-        runnable=True, reasons=[Reason(code="waiting_for_worker", detail=f"{ahead} ready, {len(able)} workers serve it")]
+        runnable=True,
+        reasons=[Reason(code="waiting_for_worker", detail=f"{ahead} ready, {len(able)} workers serve it")],
     )
 
 
@@ -88,10 +92,8 @@ def required_of(stored: StoredExecution) -> list[str]:
 
 def missing(capabilities: Iterable[str], requires: Iterable[str]) -> list[str]:
     """The tokens of `requires` that a worker with these capabilities does not satisfy."""
-    from ffcore.capabilities import satisfies
-
-    offered = frozenset(capabilities)
-    return [token for token in requires if not satisfies(offered, token)]
+    offered = Capabilities(capabilities)
+    return [token for token in requires if not offered.meets(token)]
 
 
 def knows(worker: dict[str, Any], task: str, version: int) -> bool:
@@ -102,7 +104,6 @@ def knows(worker: dict[str, Any], task: str, version: int) -> bool:
 
 async def live_workers(backend: Backend) -> list[dict[str, Any]]:
     """What live workers say of themselves (`RegisterWorkerArgs.info`), at most WORKERS_N of them."""
-    from ffcore.contracts.operator import LaneStatsArgs  # noqa: F401  same package, imported above already
     from ffcore.contracts.roster import ListWorkersArgs
     from ffsdk.submit import REGISTRY
 

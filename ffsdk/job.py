@@ -55,8 +55,8 @@ class Job(Generic[R_co]):
     async def outcome(self, timeout: times.Duration | None = None) -> Outcome[R_co]:
         """How it ended: Completed, Failed, Cancelled, Expired or Skipped. Waits, for ever without a timeout.
 
-        Raises TimeoutError (the job goes on), NotFound, Unavailable, and InvalidArgument for a result that is not of the
-        task's type.
+        Raises TimeoutError (the job goes on), NotFound, Unavailable, and InvalidArgument for a result that is not
+        of the task's type.
         """
         async with asyncio.timeout(times.seconds(timeout, "timeout")):
             found = await self._client.waiters.wait(self.id)
@@ -88,13 +88,11 @@ class Job(Generic[R_co]):
 
     # ---- changing its course
 
-    async def cancel(
-        self, reason: str = "", *, grace: times.Duration | None = None, force: bool = False
-    ) -> Cancelling:
-        """Cancel it: at once if it does not run; else its worker is told and has `grace` (default 30 s) to end it, during
-        which a completion still wins. `force` does not wait. Cancelling what has ended changes nothing."""
-        from ffcore.contracts.execution import Cancelled as CancelledNow
+    async def cancel(self, reason: str = "", *, grace: times.Duration | None = None, force: bool = False) -> Cancelling:
+        """Cancel it: at once if it does not run; else its worker is told and has `grace` (default 30 s) to end it,
+        during which a completion still wins. `force` does not wait. Cancelling what has ended changes nothing."""
         from ffcore.contracts.execution import CancelExecutionArgs, CancelRequested
+        from ffcore.contracts.execution import Cancelled as CancelledNow
         from ffcore.contracts.lease import CancelSource
 
         source = CancelSource.OPERATOR_OVERRIDE if force else CancelSource.custom("client")

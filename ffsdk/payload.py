@@ -70,7 +70,8 @@ def decode(compiled: msgspec.json.Decoder[Any], raw: bytes, what: str) -> Any:
 def schema(wanted: Any) -> dict[str, Any] | None:
     """JSON Schema of a type for the task's descriptor; None where there is none."""
     try:
-        found = getattr(wanted, "model_json_schema", None)
-        return found() if callable(found) else msgspec.json.schema(wanted)
+        found: Any = getattr(wanted, "model_json_schema", None)
+        made: dict[str, Any] = found() if found is not None else msgspec.json.schema(wanted)
+        return made
     except (TypeError, ValueError, NotImplementedError):
         return None

@@ -13,8 +13,8 @@ from ffsdk.times import Duration, span_ms
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
     """Attempts of a job that fails, and the pauses between them.
 
-    The pause before retry n is ``backoff * factor ** n``, at most `max_backoff`; with `jitter` it is half to whole of that.
-    `on` names the failure categories that are retried; None retries all but `ff.Fatal`.
+    The pause before retry n is ``backoff * factor ** n``, at most `max_backoff`; with `jitter` it is half to whole
+    of that. `on` names the failure categories that are retried; None retries all but `ff.Fatal`.
     """
 
     max_attempts: int = 4

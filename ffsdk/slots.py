@@ -68,11 +68,11 @@ class Slots:
 
     def __init__(
         self, backend: Backend, *, instance: str, worker_id: str, lanes: list[str], lease_ms: int, clock: Callable[[], float],
-        capacity: Callable[[], int], arrived: Callable[[Sequence[ClaimedJob], Callable[[ClaimedJob], Part], float, int], None],
+        capacity: Callable[[], int], load: Callable[[], int], arrived: Callable[[Sequence[ClaimedJob], Callable[[ClaimedJob], Part], float, int], None],
         settled: Callable[[Held, str], None], revised: Callable[[Sequence[Part], int], None], broken: Callable[[BaseException], None],
         polls: bool = True,
     ) -> None:
-        """capacity: how many jobs the worker may hold unfinished. arrived(jobs, part_of, sent, now_ms): take them.
+        """capacity: how many jobs the worker may hold unfinished; load: how many it does. arrived(jobs, part_of, sent, now_ms): take them.
         settled(held, code): a completion was answered; code is empty, or the refusal. revised(parts, revision): the
         table of capability sets changed. broken: an error that no repeating mends."""
         self._backend, self._clock = backend, clock
@@ -80,15 +80,16 @@ class Slots:
         self._common: dict[str, Any] = {
             "lanes": lanes, "worker_id": worker_id, "worker_instance_id": instance, "lease_ttl_ms": lease_ms,
         }  # fmt: skip
-        self._capacity, self._arrived, self._settled, self._revised = capacity, arrived, settled, revised
+        self._capacity, self._load = capacity, load
+        self._arrived, self._settled, self._revised = arrived, settled, revised
         self._broken = broken
         self._polls = polls
         self._loop = asyncio.get_running_loop()
         self.parts = [Part(key) for key in backend.config.keys()]
         self._by_key = {part.key: part for part in self.parts}
         self.capability_sets: list[str] = []
-        self.taken = 0
-        """Jobs buffered or running, and what the claims under way may bring."""
+        self._coming = 0
+        """What the claims under way may bring at most."""
         self.unsettled = 0
         """Completions that have not been answered."""
         self.claiming = True
@@ -99,7 +100,6 @@ class Slots:
         self._calls_n = 0
         self._scheduled = False
         self._poll: asyncio.TimerHandle | None = None
-        self._poll_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
     # ---- what the worker says
@@ -114,7 +114,6 @@ class Slots:
         part, job = held.part, held.job
         part.items.append(Completion(job.execution_id, f"{job.lease_id} {job.lease_epoch} {job.attempt_id}", result))
         part.jobs.append(held)
-        self.taken -= 1
         self.unsettled += 1
         if not self._scheduled:
             self._scheduled = True
@@ -133,7 +132,7 @@ class Slots:
             return
         part.parked_until = 0.0
         part.rung = True
-        if self._capacity() > self.taken:
+        if self._capacity() > self._load() + self._coming:
             self._pump()
         else:
             self._spawn(self._pass_on(part))
@@ -164,8 +163,11 @@ class Slots:
     def _pump(self) -> None:
         """Send what is ready: completions first, each with a claim, then a claim for the room that is left."""
         self._scheduled = False
-        room = self._capacity() - self.taken if self.claiming else 0
-        share = -(-(room + self.taken) // min(len(self.parts), IN_PLAY)) if room > 0 else 0
+        room = share = 0
+        if self.claiming:
+            capacity = self._capacity()
+            room = capacity - self._load() - self._coming
+            share = -(-capacity // min(len(self.parts), IN_PLAY))
         for part in self.parts:
             if part.items and not part.flying:
                 limit = 0
@@ -196,7 +198,7 @@ class Slots:
         self._calls_n += 1
         if limit:
             part.asked = self._calls_n
-            self.taken += limit
+            self._coming += limit
         args = CompleteManyArgs(
             partition=part.key, limit=limit, claim_id=f"{self._instance}.{part.slot}.{part.n}", items=items,
             capability_sets=self.capability_sets, park=self._instance if limit else None, **self._common,
@@ -207,7 +209,6 @@ class Slots:
         now = self._clock()
         parts = [p for p in self.parts if not p.flying and p.parked_until <= now]
         if not parts:
-            self._expect(min((p.parked_until for p in self.parts if not p.flying), default=0.0))
             return
         parts.sort(key=lambda p: p.asked)
         if not self._backend.grouped:
@@ -216,7 +217,7 @@ class Slots:
         self._claim_flying = True
         self._claims_n += 1
         self._calls_n += 1
-        self.taken += limit
+        self._coming += limit
         for part in parts:
             part.rung = False
         args = ClaimBatchArgs(
@@ -227,12 +228,8 @@ class Slots:
 
     def _expect(self, at: float) -> None:
         """Look again when the first park ends: a bell may have been lost."""
-        if at <= 0.0 or not self._polls or (self._poll is not None and self._poll_at <= at and not self._poll.cancelled()):
-            return
-        if self._poll is not None:
-            self._poll.cancel()
-        self._poll_at = at
-        self._poll = self._loop.call_later(max(0.0, at - self._clock()), self._poll_now)
+        if self._polls and self._poll is None:
+            self._poll = self._loop.call_later(max(0.0, at - self._clock()), self._poll_now)
 
     def _poll_now(self) -> None:
         self._poll = None
@@ -241,6 +238,9 @@ class Slots:
         for part in self.parts:
             if part.parked_until <= soon:
                 part.parked_until = 0.0
+        later = [part.parked_until for part in self.parts if part.parked_until]
+        if later:
+            self._expect(min(later))
         self._pump()
 
     # ---- answers
@@ -263,7 +263,7 @@ class Slots:
             answer = await self._call(args)
         finally:
             part.flying = False
-            self.taken -= limit
+            self._coming -= limit
             self.unsettled -= len(jobs)
             if answer is None:
                 for held in jobs:
@@ -281,7 +281,7 @@ class Slots:
             claimed = await self._call(args)
         finally:
             self._claim_flying = False
-            self.taken -= limit
+            self._coming -= limit
         for part in parts:
             part.asked = self._calls_n
             part.parked_until = 0.0  # a claim that leases something takes the worker out of every park it names
@@ -297,12 +297,12 @@ class Slots:
             for part in parts:
                 if not part.rung:
                     part.parked_until = sent + PARK_S
+            self._expect(sent + PARK_S)
         if claimed.sets_revision > max(self._revisions.get(part.key, 0) for part in parts):
             for part in parts:
                 self._revisions[part.key] = claimed.sets_revision
             self._revised(parts, claimed.sets_revision)
         if claimed.jobs:
-            self.taken += len(claimed.jobs)
             self._arrived(claimed.jobs, part_of, sent, claimed.now_ms)
 
     async def _pass_on(self, part: Part) -> None:

@@ -61,15 +61,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What all jobs of one submit share."""
 
     task: str
-    version: int
     lane: str
-    priority: int
     policy: bytes
-    fairness: str | None
-    declared: Task[Any, Any] | None
-    tags: bytes | None
-    delay_until: int | None
-    deadline_at: int | None
+    version: int = 1
+    priority: int = 0
+    fairness: str | None = None
+    declared: Task[Any, Any] | None = None
+    tags: bytes | None = None
+    delay_until: int | None = None
+    deadline_at: int | None = None
 
     def encode(self, value: Any) -> bytes:
         if self.declared is not None:
@@ -81,7 +81,12 @@ class Submitter:
     """Plans and sends submits of one client."""
 
     def __init__(
-        self, backend: Backend, namespace: str, durability: str, tasks: Mapping[str, Task[Any, Any]], now_ms: Callable[[], int]
+        self,
+        backend: Backend,
+        namespace: str,
+        durability: str,
+        tasks: Mapping[str, Task[Any, Any]],
+        now_ms: Callable[[], int],
     ) -> None:
         self._backend, self._namespace, self._tasks, self._now_ms = backend, namespace, tasks, now_ms
         self._kept = {"accepted", durability}
@@ -90,49 +95,54 @@ class Submitter:
     # ---- planning
 
     async def plan(self, task: Task[Any, Any] | str, options: SubmitOptions) -> Plan:
+        """Check the options and settle what the jobs share. By name, it may ask the store for the descriptor."""
         unknown = set(options) - set(SubmitOptions.__annotations__)
         if unknown:
             raise InvalidArgument(f"submit has no option {', '.join(sorted(unknown))}")
         refuse_not_yet(budget=options.get("budget"), quota=options.get("quota"), unique=options.get("unique"))
-        requires = options.get("requires")
-        tokens = None if requires is None else required(requires)
-        lane, priority = options.get("lane"), options.get("priority")
+        lane, priority, tags = options.get("lane"), options.get("priority"), options.get("tags")
         if lane is not None:
             ids.check_name(lane, "lane")
         checks.priority(0 if priority is None else priority)
-        tags = options.get("tags")
-        if tags:
-            checks.tags(tags)
+        checks.tags(tags or {})
+        requires = options.get("requires")
+        tokens = None if requires is None else required(requires)
         delay_until, deadline_at = self._times(options)
-        durability = options.get("durability")
+        base = await self._base(task, lane, tokens)
+        await self._keeps(options.get("durability"))
+        return msgspec.structs.replace(
+            base, lane=lane or base.lane, priority=base.priority if priority is None else priority,
+            tags=wire.pack_pairs(tags) if tags else None, delay_until=delay_until, deadline_at=deadline_at,
+        )  # fmt: skip
+
+    async def _base(self, task: Task[Any, Any] | str, lane: str | None, tokens: frozenset[str] | None) -> Plan:
+        """The plan without this submit's own options: of a declared task, a published one, or an unknown name."""
+        known: Task[Any, Any] | None = task if isinstance(task, Task) else None
+        if isinstance(task, str):
+            known = self._tasks.get(task)
+        if known is not None:
+            return Plan(
+                task=known.name, version=known.version, lane=known.lane, priority=known.options.priority,
+                policy=known.policy_for(tokens), fairness=known.options.fairness, declared=known,
+            )  # fmt: skip
+        if not isinstance(task, str):
+            raise InvalidArgument(f"task is {task!r:.60}: pass what @app.task made, or the task's name")
+        name = ids.check_name(task, "task")
+        found = await self._described(name)
+        if found is not None:
+            policy = bytes(found.policy)
+            return Plan(
+                task=name, version=found.version, lane=found.lane, priority=found.priority, fairness=found.fairness,
+                policy=policy if tokens is None else _with_requirements(policy, tokens),
+            )  # fmt: skip
+        if lane is None:
+            raise rejection("unknown_task", f"no worker has published {name}: pass lane=, or start one that has it")
+        return Plan(task=name, lane=lane, policy=policy_json(TaskOptions(name=name), tokens or frozenset()))
+
+    async def _keeps(self, durability: str | None) -> None:
         if durability is not None and durability not in self._kept:
             await require_durability(self._backend, durability)
             self._kept.add(durability)
-        declared = task if isinstance(task, Task) else self._tasks.get(task) if isinstance(task, str) else None  # pyright: ignore[reportUnknownVariableType]
-        if declared is not None:
-            wanted = declared.options
-            version, policy, fairness = declared.version, declared.policy_for(tokens), wanted.fairness
-            name, own_lane, own_priority = declared.name, declared.lane, wanted.priority
-        else:
-            if not isinstance(task, str):
-                raise InvalidArgument(f"task is {task!r:.60}: pass what @app.task made, or the task's name")
-            name = ids.check_name(task, "task")
-            found = await self._described(name)
-            if found is None and lane is None:
-                raise rejection("unknown_task", f"no worker has published {name}: pass lane=, or start a worker that has it")
-            version, fairness = (1, None) if found is None else (found.version, found.fairness)
-            own_lane, own_priority = (lane or "", 0) if found is None else (found.lane, found.priority)
-            if found is not None and tokens is None:
-                policy = bytes(found.policy)
-            elif found is not None:
-                policy = _with_requirements(bytes(found.policy), tokens or frozenset())
-            else:
-                policy = policy_json(TaskOptions(name=name), tokens or frozenset())
-        return Plan(
-            task=name, version=version, lane=lane or own_lane, policy=policy, fairness=fairness, declared=declared,
-            priority=own_priority if priority is None else priority, tags=wire.pack_pairs(tags) if tags else None,
-            delay_until=delay_until, deadline_at=deadline_at,
-        )  # fmt: skip
 
     def _times(self, options: SubmitOptions) -> tuple[int | None, int | None]:
         delay, at, deadline = options.get("delay"), options.get("at"), options.get("deadline")
@@ -152,10 +162,10 @@ class Submitter:
         if known is not None and known[0] > now:
             return known[1]
         answer = await self._backend.call(ListTasksArgs(partition=REGISTRY, names=[name]))
-        if not answer.tasks:
+        if not answer.items:
             return None
         try:
-            found = msgspec.json.decode(answer.tasks[0].descriptor, type=Descriptor)
+            found = msgspec.json.decode(answer.items[0].descriptor, type=Descriptor)
         except msgspec.DecodeError as broken:
             raise EngineBug(f"the published descriptor of task {name} cannot be read: {broken}") from broken
         self._published[name] = (now + DESCRIPTOR_S, found)

@@ -67,7 +67,7 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
         if self.fairness is not None:
             parts = self.fairness.split(".")
             if parts[0] != "payload" or not all(part.isidentifier() for part in parts):
-                raise InvalidArgument(f"fairness {self.fairness!r:.60}: use a field of the payload, as in payload.tenant")
+                raise InvalidArgument(f"fairness {self.fairness!r:.60}: use a payload's field, as in payload.tenant")
 
 
 def required(tokens: Iterable[str] | None) -> frozenset[str]:
@@ -99,21 +99,22 @@ def policy_json(options: TaskOptions, requires: frozenset[str]) -> bytes:
 
 
 def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_none(v) for k, v in typing.cast("dict[str, Any]", value).items() if v is not None}
-    return value
+    if not isinstance(value, dict):
+        return value
+    found = typing.cast("dict[str, Any]", value)
+    return {name: _without_none(inner) for name, inner in found.items() if inner is not None}
 
 
 def fairness_of(path: str | None, payload: Any) -> str | None:
     """The value at ``payload.a.b`` as text; None where the path ends early. Reads attributes or keys."""
     if path is None:
         return None
-    value = payload
+    value: Any = payload
     for part in path.split(".")[1:]:
-        value = value.get(part) if isinstance(value, dict) else getattr(value, part, None)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        value = typing.cast("Any", value).get(part) if isinstance(value, dict) else getattr(value, part, None)
         if value is None:
             return None
-    text = value if isinstance(value, str) else str(value)  # pyright: ignore[reportUnknownArgumentType]
+    text = str(value)
     raw = text.encode()
     # A key over the limit is still one tenant's: its digest keeps it apart from the others.
     return text if 0 < len(raw) <= limits.KEY_BYTES and text.isprintable() else hashlib.sha256(raw).hexdigest()
@@ -128,15 +129,16 @@ class Task(Generic[P_contra, R_co]):
     """A declared task: pass it to `client.submit`; call the plain function as ``task.fn(payload, ctx)``."""
 
     def __init__(self, fn: Callable[..., Any], options: TaskOptions, localns: dict[str, Any] | None = None) -> None:
-        self.fn, self.options = fn, options
+        self.fn: Callable[..., Any] = fn
+        self.options = options
         self.name, self.version, self.lane = options.name, options.version, options.lane
-        target = fn.func if isinstance(fn, functools.partial) else fn
+        target: Any = typing.cast("Any", fn).func if isinstance(fn, functools.partial) else fn
         if not callable(target) or inspect.isasyncgenfunction(target) or inspect.isgeneratorfunction(target):
             raise InvalidArgument(f"task {self.name}: use a function, def or async def, that returns its result")
-        call = target if inspect.isroutine(target) else target.__call__
+        call: Callable[..., Any] = target if inspect.isroutine(target) else type(target).__call__
         self.is_async: bool = inspect.iscoroutinefunction(call)
-        self.takes_payload, self.takes_ctx = _shape(fn, self.name)
-        self._fn, self._call, self._localns = fn, call, localns or {}
+        self.takes_payload, self.takes_ctx = _shape(self.fn, self.name)
+        self._call, self._localns = call, localns or {}
         self.policy: bytes = policy_json(options, options.requires)
         self._policies: dict[frozenset[str], bytes] = {options.requires: self.policy}
         try:
@@ -144,7 +146,7 @@ class Task(Generic[P_contra, R_co]):
         except NameError:
             # An annotation names something the module defines further down: compiled at first use instead.
             pass
-        functools.update_wrapper(typing.cast("Any", self), fn, updated=())
+        functools.update_wrapper(typing.cast("Any", self), self.fn, updated=())
 
     def __repr__(self) -> str:
         return f"<Task {self.name} v{self.version} lane={self.lane}>"
@@ -153,7 +155,7 @@ class Task(Generic[P_contra, R_co]):
 
     def _compile(self) -> None:
         hints = _hints(self._call, self._localns)
-        names = [p.name for p in _positional(self._fn)]
+        names = [p.name for p in _positional(self.fn)]
         self.payload_type: Any = hints.get(names[0], Any) if self.takes_payload else None
         self.result_type: Any = hints.get("return", Any)
         self._payload_decoder = payloads.decoder(self.payload_type, f"the payload of task {self.name}")
@@ -271,7 +273,8 @@ def _hints(call: Callable[..., Any], localns: dict[str, Any]) -> dict[str, Any]:
     for parameter, annotation in list(annotations.items()):
         if _is_context(annotation):
             del annotations[parameter]
-    closure = inspect.getclosurevars(call).nonlocals if isinstance(call, types.FunctionType) else {}
+    is_plain = isinstance(call, types.FunctionType)
+    closure: dict[str, Any] = dict(inspect.getclosurevars(call).nonlocals) if is_plain else {}
     known = getattr(inspect.unwrap(call), "__globals__", {})
     bare = types.SimpleNamespace(__annotations__=annotations)
     return typing.get_type_hints(bare, globalns=known, localns={**localns, **closure}, include_extras=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -11,7 +11,6 @@ from ffcore.states import LifecyclePhase, PublicState
 from ffsdk.times import from_ms
 
 if TYPE_CHECKING:
-    from ffcore.contracts.operator import ListedHold
     from ffcore.contracts.reads import ListedExecution, StoredExecution
 
 
@@ -71,7 +70,7 @@ class Reason(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a job does not run. `runnable`: a worker could take it this moment; then the one reason says what it waits for."""
+    """Why a job does not run. If it is `runnable`, a worker could take it now; the reason says what it waits for."""
 
     runnable: bool
     reasons: list[Reason]
@@ -189,40 +188,3 @@ def info_of(row: ListedExecution) -> JobInfo:
         state=vector(row.state, row.reason or None, row.next or None, row.started).public_state,
         namespace=row.namespace, created_at=from_ms(row.created_at), completed_at=from_ms(row.ended_at),
     )  # fmt: skip
-
-
-def explain(
-    stored: StoredExecution, lane_state: str, holds: list[ListedHold], workers: list[dict[str, Any]], requires: list[str],
-    serves: Any,
-) -> Explanation:  # fmt: skip
-    """Why it does not run, from one read each of the job, its lane, the holds and the workers.
-
-    `workers` are the registered facts of live workers; ``serves(capabilities, requires)`` decides a match.
-    """
-    from ffcore import views
-
-    state, f = views.state_of(stored), stored.fields
-    if state.public_state.is_terminal:
-        return Explanation(runnable=False, reasons=[Reason(code="ended", detail=state.public_state.value)])
-    if state.lifecycle_phase is LifecyclePhase.ACTIVE:
-        running = Reason(code="running", detail=stored.worker_instance_id, until=from_ms(views.lease_expires_at(stored)))
-        return Explanation(runnable=False, reasons=[running])
-    reasons: list[Reason] = []
-    if f["state"] == "delayed":
-        reasons.append(Reason(code=state.blocking_reason.value, until=from_ms(views.due_at(stored))))
-    elif f["state"] in ("blocked", "suspended"):
-        reasons.append(Reason(code=state.blocking_reason.value, detail=views.blocking_detail(stored)))
-    elif f["state"] == "granted":
-        reasons.append(Reason(code="granted", detail=stored.worker_instance_id))
-    if lane_state in ("paused", "disabled"):
-        reasons.append(Reason(code="lane_" + lane_state, detail=stored.lane_id))
-    wanted = {f"task:{f['task']}", *(f"tag:{key}={value}" for key, value in stored.tags.items())}
-    reasons += [Reason(code="held", detail=f"{hold.what}: {hold.reason}") for hold in holds if hold.what in wanted]
-    here = [worker for worker in workers if stored.lane_id in worker.get("lanes", ())]
-    if not here:
-        reasons.append(Reason(code="no_worker", detail=f"no live worker serves lane {stored.lane_id}"))
-    elif requires and not any(serves(worker.get("capabilities", ()), requires) for worker in here):
-        reasons.append(Reason(code="no_capable_worker", detail="requires " + ", ".join(sorted(requires))))
-    if reasons:
-        return Explanation(runnable=False, reasons=reasons)
-    return Explanation(runnable=True, reasons=[Reason(code="waiting_for_worker", detail=f"{len(here)} workers serve its lane")])

@@ -72,7 +72,9 @@ class Waiters:
     async def close(self) -> None:
         """End every wait with Unavailable and unsubscribe."""
         self._closed = True
-        tasks = [*self._work, *self._subscriptions.values(), *([self._poller] if self._poller else [])]
+        tasks: list[asyncio.Task[Any]] = [*self._work, *self._subscriptions.values()]
+        if self._poller is not None:
+            tasks.append(self._poller)
         done = [task for task in self._subscriptions.values() if task.done() and not task.cancelled()]
         opened = [task.result() for task in done if task.exception() is None]
         for task in tasks:

@@ -57,8 +57,8 @@ define {
   errors  = { "invalid_input" },
   flags   = { "allow-oom" },
   run = function(p, a)
-    if type(a.lanes) ~= "table" or #a.lanes > LIMITS.TAGS_N then return reply.reject("invalid_input", "lanes") end
-    if type(a.capability_sets) ~= "table" then return reply.reject("invalid_input", "capability_sets") end
+    local refusal = claim.check_queues(a)
+    if refusal then return refusal end
     for i = 1, #a.lanes do
       local lane = lanes.named(p, a.lanes[i], false)
       if lane and (lane.state == "active" or lane.state == "draining") then

@@ -116,11 +116,11 @@ define {
           "attempt_left_ms", attempt.left_ms(p, x), "attempt_deadline_at", false, "ended_by", "unclaim", "moved_at", p.now)
       end
     elseif a.reason == "refused" then
-      state.move(p, x, "ready", "refused", "turn", queue.turn(p, x, false), "attempt_deadline_at", false,
-        "ended_by", "unclaim", "moved_at", p.now, attempt.unbegin(x))
+      state.move(p, x, "ready", "refused", "turn", queue.turn(p, x, false), "attempt_deadline_at", false, "unseen", false,
+        "ended_by", "unclaim", "moved_at", p.now, attempt.unbegin(p, x))
     else
-      state.move(p, x, "blocked", "unknown_task", "reason", "waiting_for_capable_worker", "attempt_deadline_at", false,
-        "ended_by", "unclaim", "moved_at", p.now, attempt.unbegin(x))
+      state.move(p, x, "blocked", "unknown_task", "reason", "waiting_for_capable_worker", "attempt_deadline_at", false, "unseen", false,
+        "ended_by", "unclaim", "moved_at", p.now, attempt.unbegin(p, x))
       redis.call("ZADD", keys.unknown(p), p.now, x.id)
       timers.set(p, "unknown_task", x.id, p.now + LIMITS.UNKNOWN_TASK_MS)
     end
@@ -151,6 +151,7 @@ define {
     if state.is_terminal(x.state) then return { "already_terminal" } end
     if a.expire_reason == "attempt_timeout" then
       if x.state ~= "active" then return reply.reject("no_active_lease", x.state) end
+      if attempt.cancelled_instead(p, x) then return { "expired", p.id_prefix .. x.id } end
       if attempt.fail(p, x, "the attempt ran out of time", "timeout", "") == "delayed" then
         return { "retry_scheduled", tonumber(x.at), record.number(x, "attempt") + 1 }
       end
@@ -194,6 +195,9 @@ define {
   end,
 }
 
+-- How the last attempt of an execution ended, in the contract's words (AttemptLifecycle).
+local ENDED = { completed = "ended_success", cancelled = "ended_cancelled" }
+
 -- Run a finished execution again, clean: counters, failure, result and deadline start anew. `resume` keeps
 -- finished steps, `fresh` forgets them and the pinned version.
 define {
@@ -204,20 +208,29 @@ define {
   flags   = { "allow-oom" },
   run = function(p, a)
     local x = record.load(p, a.execution_id)
-    if not x then return reply.reject("execution_not_found") end
+    if not x then
+      local tomb = redis.call("HEXISTS", keys.tombs(p, a.execution_id), a.execution_id) == 1
+      return reply.reject("execution_not_found", tomb and "purged" or "")
+    end
     if a.mode ~= "resume" and a.mode ~= "fresh" then return reply.reject("invalid_input", "mode is resume or fresh") end
     if not state.is_terminal(x.state) then return reply.reject("execution_not_terminal", x.state) end
     local cap = policy.field(policy.of(p, x), "max_replay_count") or 10
     if record.number(x, "replays") >= cap then return reply.reject("max_replays_exhausted", cap) end
     if x.result_kept then redis.call("UNLINK", keys.result(p, x.id)) end
     if x.detail then redis.call("HDEL", keys.detail(p, x.id), "reason", "category", "traceback", "cancel_reason", "cancelled_by", "progress") end
-    if x.attempt then attempt.close(p, x, "ended_" .. state.TABLE[x.state].outcome, "replayed") end
+    if x.attempt then attempt.close(p, x, ENDED[x.state] or "ended_failure", "replayed") end
+    -- What it kept is kept no longer; its next end counts it anew.
+    local lane = lanes.of(p, x.lane)
+    if lane.bytes and x.size then
+      lane.bytes = math.max(0, lane.bytes - tonumber(x.size))
+      lanes.note(p, "y" .. lane.no, lane.bytes)
+    end
     local deadline = x.deadline_ms and p.now + tonumber(x.deadline_ms)
     if deadline then timers.set(p, "deadline", x.id, deadline) end
     state.move(p, x, "ready", "replay " .. a.mode, "next", "replay", "replays", record.number(x, "replays") + 1, "run", record.number(x, "run") + 1,
       "turn", queue.turn(p, x, true), "deadline_at", deadline or false, "result", false, "result_kept", false, "result_encoding", false,
       "retries", false, "crashes", false, "unseen", false, "hand_backs", false, "ended_by", false, "progress", false,
-      "attempt_deadline_at", false, "attempt_left_ms", false, "moved_at", p.now)
+      "attempt_deadline_at", false, "attempt_left_ms", false, "size", false, "moved_at", p.now)
     return { "replayed", "waiting" }
   end,
 }

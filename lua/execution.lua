@@ -12,7 +12,11 @@ local function check_names(a)
   if a.priority < LIMITS.PRIORITY_MIN or a.priority > LIMITS.PRIORITY_MAX then return reply.reject("invalid_input", "priority") end
   if #a.creator_identity > LIMITS.TAG_VALUE_BYTES then return reply.reject("invalid_input", "creator_identity") end
   if a.version < 1 or a.version > 1000000000 then return reply.reject("invalid_input", "version") end
+  if a.payload_encoding and #a.payload_encoding > LIMITS.NAME_BYTES then return reply.reject("invalid_input", "payload_encoding") end
 end
+
+-- A digest stands in the record and in the tombstone: 16 bytes of ours, and never more than twice that.
+local function bad_digest(digest) return digest == "" or #digest > 32 end
 
 -- Flat, length-prefixed pairs ("<bytes>:<text>" each), so that any text survives without an escape.
 -- nil when malformed or out of bounds.
@@ -180,6 +184,7 @@ define {
     if known == "duplicate" then return { "duplicate", p.id_prefix .. a.execution_id } end
     if known then return reply.reject(known, p.id_prefix .. a.execution_id) end
     if refusal then return refusal end
+    if bad_digest(a.digest) then return reply.reject("invalid_input", "digest") end
     if #a.input_payload > LIMITS.PAYLOAD_BYTES then return reply.reject("payload_too_large", #a.input_payload) end
     local tags = unpack_pairs(a.tags)
     if not tags then return reply.reject("invalid_input", "tags") end
@@ -205,7 +210,7 @@ define {
     for i = 1, #a.items do
       local row, known, public = a.items[i], nil, nil
       local tags = row.tags and unpack_pairs(row.tags) or (not row.tags and {} or nil)
-      if row.bad then known = "invalid_input"
+      if row.bad or bad_digest(row.digest) then known = "invalid_input"
       elseif not tags then known = "invalid_input"
       elseif check_tags(tags) then known = check_tags(tags)[2]
       elseif #row.payload > LIMITS.PAYLOAD_BYTES then known = "payload_too_large"

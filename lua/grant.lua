@@ -27,6 +27,14 @@ local function check_grant(a)
   if type(a.worker_capabilities) ~= "table" or #a.worker_capabilities > LIMITS.CAPABILITIES_N then return reply.reject("invalid_capabilities", "worker") end
 end
 
+-- Why this execution may not start now although it is ready, or nil: the kill switch and the lane's state
+-- hold for schedulers too.
+local function stopped(p, x)
+  local lane = lanes.of(p, x.lane)
+  if lane.state == "paused" or lane.state == "disabled" then return "lane " .. lane.state end
+  return p.holds_n > 0 and holds.of(p, x) or nil
+end
+
 local function reserve(p, x, a, why)
   local expires = p.now + a.grant_ttl_ms
   state.move(p, x, "granted", why, "grant", a.worker_id, "at", expires)
@@ -64,6 +72,8 @@ define {
       return { "granted", p.id_prefix .. x.id }
     end
     if not state.is_queued(x.state) then return reply.reject("execution_not_eligible", x.state) end
+    local why = stopped(p, x)
+    if why then return reply.reject("execution_not_eligible", why) end
     local lacks = missing(p, x, a.worker_capabilities)
     if lacks then return reply.reject("capability_mismatch", lacks) end
     reserve(p, x, a, "granted")
@@ -97,10 +107,19 @@ define {
       end
       table.sort(sets)
     end
-    local got = queue.pop(p, lane, sets, 1)
-    local x = got[1] and record.load(p, got[1])
+    -- As a claim does: what is held or past its deadline is taken care of, and the search goes on, bounded.
+    local x
+    for _ = 1, LIMITS.HOLD_SKIPS_N + 1 do
+      local got = queue.pop(p, lane, sets, 1)
+      if not got[1] then return { "no_work" } end
+      x = record.load(p, got[1])
+      if x and state.is_queued(x.state) then
+        x.popped = true
+        if not claim.turned_away(p, x) then break end
+      end
+      x = nil
+    end
     if not x then return { "no_work" } end
-    x.popped = true
     local expires = reserve(p, x, a, "granted")
     return { "granted", { p.id_prefix .. x.id, p.tag, keys.core(p, x.id), expires } }
   end,
@@ -140,10 +159,13 @@ local function take(p, a, resumed)
   if worker ~= a.worker_id then return nil, reply.reject("invalid_claim_grant", "of another worker") end
   if tonumber(until_ms) <= p.now then return nil, reply.reject("claim_grant_expired", until_ms) end
   if resumed then
-    if a.remaining_attempt_timeout_ms then x.attempt_left_ms = tostring(a.remaining_attempt_timeout_ms) end
+    local left = a.remaining_attempt_timeout_ms
+    if left and (left < 0 or left > LIMITS.SPAN_MAX_MS) then return nil, reply.reject("invalid_input", "remaining_attempt_timeout_ms") end
     if record.number(x, "attempt") ~= a.current_attempt_index then
       return nil, reply.reject("execution_not_eligible_for_attempt", x.attempt)
     end
+    -- 0 says that there is no timeout, not that it is over.
+    if left then record.write(p, x, "attempt_left_ms", left > 0 and left or false) end
     attempt.begin(p, x, a.lease_id, a.lease_ttl_ms, "claimed", nil, instance)
   else
     if a.attempt_id == "" or #a.attempt_id > LIMITS.LEASE_ID_BYTES or string.find(a.attempt_id, "[%c%s]") then
@@ -152,8 +174,15 @@ local function take(p, a, resumed)
     if a.attempt_policy_json ~= "" and a.attempt_policy_json ~= "{}" then return nil, reply.reject("unsupported_policy", "attempt_policy_json") end
     local index = x.attempt and tonumber(x.attempt) + 1 or 0
     if a.expected_attempt_index ~= index then return nil, reply.reject("execution_not_eligible_for_attempt", index) end
+    if a.attempt_timeout_ms and (a.attempt_timeout_ms < 1 or a.attempt_timeout_ms > LIMITS.SPAN_MAX_MS) then
+      return nil, reply.reject("invalid_input", "attempt_timeout_ms")
+    end
+    if a.execution_deadline_at and (a.execution_deadline_at < 0 or a.execution_deadline_at > p.now + LIMITS.SPAN_MAX_MS) then
+      return nil, reply.reject("invalid_input", "execution_deadline_at")
+    end
     if a.execution_deadline_at and not x.deadline_at then
-      record.write(p, x, "deadline_at", a.execution_deadline_at)
+      -- A replay takes the same duration again.
+      record.write(p, x, "deadline_at", a.execution_deadline_at, "deadline_ms", math.max(1, a.execution_deadline_at - p.now))
       timers.set(p, "deadline", x.id, a.execution_deadline_at)
     end
     attempt.begin(p, x, a.lease_id, a.lease_ttl_ms, "claimed", a.attempt_id, instance, a.attempt_timeout_ms)
@@ -222,6 +251,8 @@ define {
       fence.replayed(p)
       return { "granted", { full, p.tag, keys.core(p, x.id), tonumber(until_ms), lane_name } }
     end
+    local why = stopped(p, x)
+    if why then return { "not_reclaimable", full, why } end
     local lacks = missing(p, x, a.worker_capabilities)
     if lacks then return reply.reject("capability_mismatch", lacks) end
     local expires = reserve(p, x, a, "reclaim_granted")
@@ -235,7 +266,7 @@ define {
               "lease_ttl_ms:int", "attempt_id:str", "attempt_policy_json:str", "max_reclaim_count:int?", "old_worker_instance_id:str",
               "current_attempt_index:int" },
   returns = { "claimed", "not_reclaimable", "reclaim_cap_exceeded", "grant_not_found" },
-  errors  = { "execution_not_found", "terminal", "lease_conflict", "invalid_input", "claim_grant_expired", "invalid_claim_grant",
+  errors  = { "execution_not_found", "invalid_input", "claim_grant_expired", "invalid_claim_grant",
               "execution_not_eligible_for_attempt", "unsupported_policy" },
   flags   = { "allow-oom" },
   run = function(p, a)

@@ -40,21 +40,24 @@ define {
   end,
 }
 
--- Let go what nothing holds any more, a bounded number per tick.
-due.on("release", function(p, id)
-  local cursor, freed = redis.call("ZRANGE", keys.held(p), 0, LIMITS.ROWS_N - 1), 0
+-- Let go what nothing holds any more, a bounded number per tick. Entries are scored by when they were last
+-- looked at: one that another hold still keeps goes behind those not yet looked at since the release, so that
+-- any number of them cannot hide what is free.
+due.on("release", function(p, id, released_ms)
+  local cursor = redis.call("ZRANGE", keys.held(p), "-inf", released_ms, "BYSCORE", "LIMIT", 0, LIMITS.ROWS_N)
   for i = 1, #cursor do
     local x = record.load(p, cursor[i])
     local still = x and x.state == "blocked" and x.reason == "paused_by_operator"
     if not still or not holds.of(p, x) then
       redis.call("ZREM", keys.held(p), cursor[i])
-      freed = freed + 1
       if still then
         state.move(p, x, x.next == "reclaim" and "reclaimable" or "ready", "released", "reason", false, "turn", queue.turn(p, x, false))
       end
+    else
+      redis.call("ZADD", keys.held(p), math.max(p.now, released_ms) + 1, cursor[i])
     end
   end
-  if #cursor == LIMITS.ROWS_N and freed > 0 then timers.set(p, "release", id, p.now) end
+  if #cursor == LIMITS.ROWS_N then timers.set(p, "release", id, released_ms) end
 end)
 
 define {

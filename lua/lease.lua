@@ -92,7 +92,7 @@ define {
     if x.state == "revoked" then return { "already_satisfied", "already_revoked" } end
     if x.state == "reclaimable" then return { "already_satisfied", "already_expired" } end
     if x.state ~= "active" then return reply.reject("no_active_lease", x.state) end
-    if a.expected_lease_id and a.expected_lease_id ~= x.lease_id then return reply.reject("stale_lease", x.lease_id) end
+    if (a.expected_lease_id or "") ~= "" and a.expected_lease_id ~= x.lease_id then return reply.reject("stale_lease", x.lease_id) end
     local holder = record.worker(x)
     if a.worker_instance_id ~= "" and a.worker_instance_id ~= holder then return reply.reject("stale_lease", holder) end
     local lease_id, epoch = x.lease_id, x.lease_epoch

@@ -21,7 +21,7 @@ local function forget(p, x)
     local until_ms = record.number(x, "at") + window
     if until_ms > p.now then
       redis.call("HSET", keys.tombs(p, x.id), x.id, string.format("%.0f ", until_ms) .. (x.digest or ""))
-      redis.call("ZADD", keys.reap(p), "NX", until_ms, "tomb:" .. string.sub(x.id, -3))
+      timers.reap_first(p, "tomb", string.sub(x.id, -3), until_ms)
     end
   end
 end
@@ -69,7 +69,8 @@ local function purge(p, lane_no, limit)
       queue.note(p, keys.index(p, lane_no, outcome), id, false)
       gone, spare = gone + 1, spare - 1
     else
-      again = ended + (not old_enough and LIMITS.RETENTION_MIN_AGE_MS or (age > 0 and age) or LIMITS.RETENTION_MIN_AGE_MS)
+      -- Without an age limit time alone makes nothing purgeable: look again in a while, not at once.
+      again = not old_enough and ended + LIMITS.RETENTION_MIN_AGE_MS or (age > 0 and ended + age) or p.now + LIMITS.RETENTION_MIN_AGE_MS
       break
     end
   end
@@ -92,6 +93,7 @@ reap.on("tomb", function(p, bucket)
     if until_ms < p.now then redis.call("HDEL", key, flat[i])
     elseif not soonest or until_ms < soonest then soonest = until_ms end
   end
+  if #flat > 2000 then soonest = soonest or p.now end   -- more than one look covers
   if soonest then timers.reap(p, "tomb", bucket, math.max(soonest, p.now + 60000)) end
   return #flat / 2
 end)

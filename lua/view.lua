@@ -63,15 +63,15 @@ define {
       local id = a.items[i].execution_id
       local x = id and record.load(p, id)
       if not x then
-        out[i] = { id and p.id_prefix .. id or "", "unknown", "", "", "", "", 0, 0 }
+        out[i] = { id and p.id_prefix .. id or "", "unknown", "", "", "", "", "", 0, 0 }
       elseif bytes > LIMITS.CLAIM_BYTES then
-        out[i] = { p.id_prefix .. id, "later", "", "", "", "", 0, 0 }
+        out[i] = { p.id_prefix .. id, "later", "", "", "", "", "", 0, 0 }
       else
         local result = record.result(p, x) or ""
         bytes = bytes + #result
         local got = state.is_terminal(x.state) and x.state ~= "completed" and x.detail
           and redis.call("HMGET", keys.detail(p, id), x.state == "cancelled" and "cancel_reason" or "reason", "category", "traceback") or {}
-        out[i] = { p.id_prefix .. id, x.state, result, x.result_encoding or "", got[1] or "", got[2] or "",
+        out[i] = { p.id_prefix .. id, x.state, result, x.result_encoding or "", got[1] or "", got[2] or "", got[3] or "",
           x.attempt and tonumber(x.attempt) + 1 or 0, (x.result or x.result_kept) and 1 or 0 }
       end
     end
@@ -152,7 +152,10 @@ define {
           local here = cursor and cursor.lane == numbers[l] and cursor.word == sources[s][1] and cursor or nil
           reached = reached or here ~= nil
           if reached then
-            local got = page_of(sources[s][2], here, a.limit - #out + 1)
+            -- A filter may drop any number of members: look at as many as one call may, or the rest of this
+            -- source would be passed over.
+            local want = (a.tag or a.namespace) and LIMITS.PAGE_MAX_N - looked + 1 or a.limit - #out + 1
+            local got = page_of(sources[s][2], here, want)
             for i = 1, #got, 2 do
               if #out >= a.limit or looked >= LIMITS.PAGE_MAX_N then return { "page", out, last or "" } end
               looked = looked + 1
@@ -177,13 +180,14 @@ define {
   name    = "ff_execution_history",
   args    = { "execution_id:id", "after:str?", "limit:int" },
   returns = { "history" },
-  errors  = { "invalid_input", "cursor_expired" },
+  errors  = { "invalid_input" },
   flags   = { "no-writes" },
   run = function(p, a)
     if a.limit < 1 or a.limit > LIMITS.PAGE_MAX_N then return reply.reject("invalid_input", "limit") end
+    if a.after and not string.find(a.after, "^%d+%-%d+$") then return reply.reject("invalid_input", "after") end
     local from = a.after and "(" .. a.after or "-"
     local got = redis.call("XRANGE", keys.events(p), from, "+", "COUNT", LIMITS.EVENTS_N)
-    local out, last = {}, ""
+    local out, last = {}, a.after or ""
     for i = 1, #got do
       local fields = got[i][2]
       for f = 1, #fields, 2 do
@@ -227,7 +231,9 @@ define {
   errors  = { "invalid_input" },
   flags   = { "no-writes" },
   run = function(p, a)
-    if type(a.lanes) ~= "table" or #a.lanes > LIMITS.TAGS_N then return reply.reject("invalid_input", "lanes") end
+    a.capability_sets = {}
+    local refusal = claim.check_queues(a)
+    if refusal then return refusal end
     local out, revision = {}, 0
     for i = 1, #a.lanes do
       local lane = lanes.named(p, a.lanes[i], false)

@@ -56,7 +56,8 @@ define {
   run = function(p, a)
     for i = 1, #a.items do
       local row = a.items[i]
-      if row.bad or row.task == "" or #row.task > LIMITS.NAME_BYTES or string.find(row.task, "[%c%s{}]") or #row.descriptor > 16384 then
+      if row.bad or row.task == "" or #row.task > LIMITS.NAME_BYTES or string.find(row.task, "[%c%s{}]") or #row.descriptor > 16384
+        or row.version < 1 or row.version > 1000000000 then
         return reply.reject("invalid_input", "items")
       end
     end
@@ -83,6 +84,7 @@ define {
   run = function(p, a)
     if type(a.names) ~= "table" or #a.names > LIMITS.PAGE_MAX_N then return reply.reject("invalid_input", "names") end
     local names = a.names
+    for i = 1, #names do if type(names[i]) ~= "string" then return reply.reject("invalid_input", "names") end end
     if #names == 0 then
       names = redis.call("HKEYS", keys.tasks(p))
       table.sort(names)
@@ -110,7 +112,7 @@ define {
     if type(a.tasks) ~= "table" or #a.tasks > LIMITS.PAGE_MAX_N then return reply.reject("invalid_input", "tasks") end
     local brings = {}
     for i = 1, #a.tasks do brings[a.tasks[i]] = true end
-    local waiting, n = redis.call("ZRANGE", keys.unknown(p), 0, LIMITS.ROWS_N - 1), 0
+    local waiting, n = redis.call("ZRANGE", keys.unknown(p), 0, LIMITS.PAGE_MAX_N - 1), 0
     for i = 1, #waiting do
       local x = record.load(p, waiting[i])
       if not x or x.state ~= "blocked" or x.reason ~= "waiting_for_capable_worker" then

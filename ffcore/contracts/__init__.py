@@ -24,6 +24,7 @@ from ffcore.contracts.attempt import (
 from ffcore.contracts.batch import (
     Fence, NewExecution, ItemCreated, CreatedMany, CreateManyArgs, ClaimedJob, ClaimedBatch, ClaimBatchArgs,
     Completion, ItemDone, CompletedMany, CompleteManyArgs, Renewal, ItemRenewed, RenewedMany, RenewManyArgs,
+    BellPassed, PassBellArgs,
 )
 from ffcore.contracts.budget import (
     BudgetCreated, BudgetAlreadySatisfied, CreateBudgetResult, CreateBudgetArgs, BudgetStatus, UsageDimensions,
@@ -150,7 +151,7 @@ __all__ = [
     # batch
     "Fence", "NewExecution", "ItemCreated", "CreatedMany", "CreateManyArgs", "ClaimedJob", "ClaimedBatch",
     "ClaimBatchArgs", "Completion", "ItemDone", "CompletedMany", "CompleteManyArgs", "Renewal", "ItemRenewed",
-    "RenewedMany", "RenewManyArgs",
+    "RenewedMany", "RenewManyArgs", "BellPassed", "PassBellArgs",
     # budget
     "BudgetCreated", "BudgetAlreadySatisfied", "CreateBudgetResult", "CreateBudgetArgs", "BudgetStatus",
     "UsageDimensions", "UsageOk", "SoftBreach", "HardBreach", "ReportUsageResult", "ReportUsageArgs",

@@ -26,7 +26,7 @@ function attempt.begin(p, x, lease_id, ttl_ms, why, attempt_id, worker, timeout_
   ttl_ms = pol.lease_ttl_ms or ttl_ms
   local expires = p.now + ttl_ms
   if deadline and deadline < expires then expires = deadline end
-  if not x.attempt and not deadline and not worker and kept_id == lease_id then
+  if not x.attempt and not x.ended_by and not deadline and not worker and kept_id == lease_id then
     -- The common case, a first attempt: nothing of an earlier one to clear.
     state.move(p, x, "active", why, "lease_epoch", epoch, "lease_id", lease_id, "at", expires, "attempt", "0", "started_at", p.now)
     return
@@ -43,9 +43,9 @@ end
 function attempt.started_at(x) return x.attempt_started_at or x.started_at or "0" end
 
 -- Undo a claim that did not start: the attempt's index is not used up, and the next claim is of the same
--- kind as this one was. Fields for the move that gives the lease up.
-function attempt.unbegin(x)
-  if x.next == "resumed" then return "attempt", x.attempt end
+-- kind as this one was. A resumed attempt keeps what is left of its time. Fields for the move that gives the lease up.
+function attempt.unbegin(p, x)
+  if x.next == "resumed" then return "attempt_left_ms", attempt.left_ms(p, x) end
   local index = tonumber(x.attempt or "0")
   return "attempt", index > 0 and tostring(index - 1) or false
 end
@@ -81,7 +81,6 @@ local NEVER_RETRIED = { fatal = true, permanent = true, invalid_payload = true, 
   unknown_task = true, poisoned = true, cancelled = true }
 
 function attempt.fail(p, x, reason, category, detail, retry_after_ms, given, operation)
-  if attempt.cancelled_instead(p, x, operation) then return "cancelled" end
   local pol = policy.of(p, x)
   local retry = policy.field(given, "retry_policy") or (given and given.max_retries and given) or policy.field(pol, "retry_policy")
   local retries = record.number(x, "retries")
@@ -93,6 +92,8 @@ function attempt.fail(p, x, reason, category, detail, retry_after_ms, given, ope
       for i = 1, #list do if list[i] == category then allowed = true end end
     end
   end
+  -- During a cancel's grace the holder's final failure still wins; a retry, or a failure nobody reported, does not.
+  if (allowed or operation ~= "fail") and attempt.cancelled_instead(p, x, operation) then return "cancelled" end
   record.describe(p, x, "reason", string.sub(reason, 1, LIMITS.REASON_BYTES), "category", category, "traceback", detail)
   if not allowed then
     state.finish(p, x, "failed", category, "ended_by", operation or false)
@@ -101,7 +102,8 @@ function attempt.fail(p, x, reason, category, detail, retry_after_ms, given, ope
   attempt.close(p, x, "ended_failure", category)
   local due = p.now + (retry_after_ms or policy.backoff_ms(retry, retries, x.id))
   state.move(p, x, "delayed", category, "reason", "waiting_for_retry_backoff", "next", "retry", "at", due, "retries", retries + 1,
-    "attempt_deadline_at", false, "ended_by", operation or false, "moved_at", p.now, "hand_backs", false)
+    "attempt_deadline_at", false, "ended_by", operation or false, "moved_at", p.now, "hand_backs", false,
+    "unseen", false)   -- the holder was heard: the next silence is the first in its row again
   return "delayed"
 end
 

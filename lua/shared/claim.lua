@@ -6,6 +6,21 @@
 
 local claim = {}
 
+-- Lanes and sets a caller names. Parking interns the names and makes keys of the digests, so both must be what
+-- a submit would have made: no user text reaches a key, no lane is called like the table's own rows ("#1").
+function claim.check_queues(a)
+  if type(a.lanes) ~= "table" or #a.lanes > LIMITS.TAGS_N then return reply.reject("invalid_input", "lanes") end
+  for i = 1, #a.lanes do
+    local name = a.lanes[i]
+    if type(name) ~= "string" or name == "" or #name > LIMITS.NAME_BYTES or string.find(name, "[%c%s{}#]") then return reply.reject("invalid_input", "lanes") end
+  end
+  local sets = a.capability_sets
+  if type(sets) ~= "table" or #sets > LIMITS.CAP_SETS_N * LIMITS.TAGS_N then return reply.reject("invalid_input", "capability_sets") end
+  for i = 1, #sets do
+    if type(sets[i]) ~= "string" or #sets[i] ~= 12 or string.find(sets[i], "%X") then return reply.reject("invalid_input", "capability_sets") end
+  end
+end
+
 function claim.check(a)
   if a.limit < 0 or a.limit > LIMITS.ROWS_N then return reply.reject("invalid_input", "limit") end
   if a.lease_ttl_ms < LIMITS.LEASE_TTL_MIN_MS or a.lease_ttl_ms > LIMITS.LEASE_TTL_MAX_MS then return reply.reject("invalid_input", "lease_ttl_ms") end
@@ -14,8 +29,9 @@ function claim.check(a)
   end
   local instance = string.match(a.claim_id, "^(.*)%.%w+%.%d+$")
   if instance ~= a.worker_instance_id or #a.claim_id > LIMITS.LEASE_ID_BYTES - 4 then return reply.reject("invalid_input", "claim_id") end
-  if type(a.lanes) ~= "table" or #a.lanes == 0 or #a.lanes > LIMITS.TAGS_N then return reply.reject("invalid_input", "lanes") end
-  if type(a.capability_sets) ~= "table" then return reply.reject("invalid_input", "capability_sets") end
+  local refusal = claim.check_queues(a)
+  if refusal then return refusal end
+  if #a.lanes == 0 then return reply.reject("invalid_input", "lanes") end
   if a.park and (#a.park > LIMITS.WORKER_INSTANCE_BYTES or string.find(a.park, "[%c%s]")) then return reply.reject("invalid_input", "park") end
 end
 
@@ -46,7 +62,7 @@ local function remembered(p, slot, n)
 end
 
 -- Why a popped job may not start now; it has been taken care of. nil: it may.
-local function turned_away(p, x)
+function claim.turned_away(p, x)
   if x.deadline_at and tonumber(x.deadline_at) <= p.now then
     state.finish(p, x, "expired", "execution_deadline")
     return "expired"
@@ -55,7 +71,7 @@ local function turned_away(p, x)
     local why = holds.of(p, x)
     if why then
       state.move(p, x, "blocked", why, "reason", "paused_by_operator", "moved_at", p.now)
-      redis.call("ZADD", keys.held(p), tonumber(x.turn or "0"), x.id)
+      redis.call("ZADD", keys.held(p), p.now, x.id)
       return "held"
     end
   end
@@ -80,7 +96,7 @@ local function lease_from(p, a, want, out)
             out.again = true
           else
             x.popped = true
-            if turned_away(p, x) then
+            if claim.turned_away(p, x) then
               skips = skips + 1
             else
               local payload = redis.call("GET", keys.payload(p, id)) or ""
@@ -98,7 +114,7 @@ local function lease_from(p, a, want, out)
     end
   end
   if #taken > 0 then
-    local fresh = redis.call("HSET", keys.claims(p), out.slot, out.n .. " " .. string.format("%.0f", p.now) .. " " .. table.concat(taken, " "))
+    local fresh = redis.call("HSET", keys.claims(p), out.slot, out.serial .. " " .. string.format("%.0f", p.now) .. " " .. table.concat(taken, " "))
     if fresh == 1 then timers.reap(p, "claim", out.slot, p.now + 2 * a.lease_ttl_ms) end
   end
   return #taken
@@ -114,7 +130,11 @@ local function park(p, a, on)
       for c = 1, math.min(#a.capability_sets, LIMITS.HEADS_N) do caps[#caps + 1] = a.capability_sets[c] end
       for c = 1, #caps do
         local key = keys.park(p, lane.no, caps[c])
-        if on then redis.call("ZADD", key, p.now + LIMITS.PARK_MS + 1000, a.park) else redis.call("ZREM", key, a.park) end
+        if on then
+          -- Bells pop the freshest, so those who died parked would stay for good: whoever parks sweeps.
+          redis.call("ZREMRANGEBYSCORE", key, "-inf", "(" .. record.text(p, p.now))
+          redis.call("ZADD", key, p.now + LIMITS.PARK_MS + 1000, a.park)
+        else redis.call("ZREM", key, a.park) end
       end
     end
   end
@@ -123,7 +143,7 @@ end
 -- Claim over partitions in the order given. The arguments have passed claim.check.
 function claim.batch(ps, a, unpark)
   local slot, n = string.match(a.claim_id, "^(.*)%.(%d+)$")
-  local out = { jobs = {}, bytes = 0, again = false, revision = 0, slot = slot, n = tonumber(n) }
+  local out = { jobs = {}, bytes = 0, again = false, revision = 0, slot = slot, serial = n, n = tonumber(n) }
   if a.limit > 0 then
     for i = 1, #ps do
       local jobs = remembered(ps[i], slot, n)

@@ -73,6 +73,7 @@ end
 local function take(field, raw, p)
   if field.optional then
     if raw == "" then return nil, true end
+    if string.byte(raw) ~= 61 then return nil, false end
     raw = string.sub(raw, 2)
   end
   local value = field.read(raw, p)
@@ -90,7 +91,7 @@ local function parse(plan, argv, p)
   end
   if plan.rows then
     local columns, rows, at = plan.columns, {}, n + 2
-    local count, width = tonumber(argv[n + 1]), #columns
+    local count, width = read.int(argv[n + 1] or ""), #columns
     if not count or #argv ~= n + 1 + count * width then return nil, plan.rows .. " has the wrong number of values" end
     if count > LIMITS.ROWS_N then return nil, plan.rows .. " has more than " .. LIMITS.ROWS_N .. " rows" end
     for r = 1, count do

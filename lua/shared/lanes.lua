@@ -20,6 +20,7 @@ end
 function lanes.named(p, name, create)
   local number = p.lane_numbers[name]
   if number then return p.lanes[number] end
+  if string.sub(name, 1, 1) == "#" then return nil end   -- the table's own rows
   local key = keys.lanes(p)
   number = redis.call("HGET", key, name)
   if not number then

@@ -26,6 +26,7 @@ due.on("outbox", function(p, row)
     local target, kind, body = string.match(kept, "^(%S+) (%S+) (.*)$")
     p.owed = p.owed or {}
     table.insert(p.owed, { row, target, kind, body })
-    timers.set(p, "outbox", row, p.now + RETRY_MS)
+    -- A claim runs timers too but answers no rows: it leaves them due, for the ticker.
+    timers.set(p, "outbox", row, p.touched and p.now + RETRY_MS or p.now)
   end
 end)

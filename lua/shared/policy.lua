@@ -15,6 +15,39 @@ function policy.field(value, name)
   return got
 end
 
+-- Bounds of every number that is read later. They are checked where a policy enters: one that is found bad
+-- only when a lease expires would stop the tick of its whole partition, again and again.
+local COUNT, SPAN = { 0, 4294967295 }, { 0, LIMITS.SPAN_MAX_MS }
+local NUMBERS = {
+  [""] = { priority = { LIMITS.PRIORITY_MIN, LIMITS.PRIORITY_MAX }, delay_until = { 0, 9007199254740991 }, max_reclaim_count = COUNT,
+    max_replay_count = COUNT, dedup_window_ms = SPAN, lease_ms = { LIMITS.LEASE_TTL_MIN_MS, LIMITS.LEASE_TTL_MAX_MS }, max_retries = COUNT },
+  timeout_policy = { attempt_timeout_ms = { 1, LIMITS.SPAN_MAX_MS }, execution_deadline_ms = { 1, LIMITS.SPAN_MAX_MS }, max_reclaim_count = COUNT },
+  retry_policy = { max_retries = COUNT },
+  backoff = { delay_ms = SPAN, initial_delay_ms = SPAN, max_delay_ms = SPAN, multiplier = { 1, 1000, true } },
+}
+
+local function sound_part(value, bounds)
+  for name, range in pairs(bounds) do -- order-free
+    local got = policy.field(value, name)
+    if got ~= nil and not (type(got) == "number" and got >= range[1] and got <= range[2] and (range[3] or got % 1 == 0)) then return false end
+  end
+  return true
+end
+
+local function sound_retry(retry)
+  local backoff, list = policy.field(retry, "backoff"), policy.field(retry, "retryable_categories")
+  if backoff ~= nil and (type(backoff) ~= "table" or not sound_part(backoff, NUMBERS.backoff)) then return false end
+  return list == nil or type(list) == "table"
+end
+
+-- A whole policy, or a retry policy alone (ff_fail_execution takes both).
+local function sound(value)
+  if not sound_part(value, NUMBERS[""]) or not sound_retry(value) then return false end
+  if value.timeout_policy and not sound_part(value.timeout_policy, NUMBERS.timeout_policy) then return false end
+  local retry = value.retry_policy
+  return not retry or (sound_part(retry, NUMBERS.retry_policy) and sound_retry(retry))
+end
+
 -- The decoded policy of a JSON text, or nil if it is not an object. A cache, never state.
 function policy.decode(json)
   local known = decoded[json]
@@ -22,8 +55,9 @@ function policy.decode(json)
   local ok, value = pcall(cjson.decode, json)
   if not ok or type(value) ~= "table" then return nil end
   for _, name in ipairs({ "retry_policy", "timeout_policy", "routing_requirements" }) do
-    if type(value[name]) ~= "table" then value[name] = nil end
+    if policy.field(value, name) == nil then value[name] = nil elseif type(value[name]) ~= "table" then return nil end
   end
+  if not sound(value) then return nil end
   -- What every claim asks of a policy, looked up once.
   value.attempt_timeout_ms = policy.field(value.timeout_policy, "attempt_timeout_ms")
   value.lease_ttl_ms = policy.field(value, "lease_ms")

@@ -82,6 +82,29 @@ local function next_turn(p, x)
   return turn
 end
 
+local function intern_set(p, lane, digest, text)
+  redis.call("HSET", keys.caps(p, lane.no), digest, text)
+  lane.revision = lane.revision + 1
+  lanes.note(p, "c" .. lane.no, lane.revision)
+  -- Nobody can be parked under a set nobody knew: ring the lane's idle workers to read the table.
+  for _ = 1, LIMITS.HEADS_N do wake.ring(p, lane.no, "-") end
+end
+
+-- The table may have given up a set while its last job was running, delayed or blocked. Without its row no
+-- worker would ever look into that queue again, so a job that comes back brings it along.
+local function known_set(p, x)
+  local seen = p.known_sets or {}
+  p.known_sets = seen
+  local key = x.lane .. ":" .. x.cap
+  if seen[key] then return end
+  seen[key] = true
+  if redis.call("HEXISTS", keys.caps(p, x.lane), x.cap) == 0 then
+    local tokens = { unpack(policy.field(policy.field(policy.of(p, x), "routing_requirements"), "required_capabilities") or {}) }
+    table.sort(tokens)
+    intern_set(p, lanes.of(p, x.lane), x.cap, table.concat(tokens, ","))
+  end
+end
+
 -- The digest of a set of capability tokens (sorted), and the lane's table knows it.
 function queue.capability_set(p, lane, tokens)
   table.sort(tokens)
@@ -103,18 +126,17 @@ function queue.capability_set(p, lane, tokens)
       end
       if not freed then return nil end
     end
-    redis.call("HSET", key, digest, text)
-    lane.revision = lane.revision + 1
-    lanes.note(p, "c" .. lane.no, lane.revision)
-    -- Nobody can be parked under a set nobody knew: ring the lane's idle workers to read the table.
-    for _ = 1, LIMITS.HEADS_N do wake.ring(p, lane.no, "-") end
+    intern_set(p, lane, digest, text)
   end
+  p.known_sets = p.known_sets or {}
+  p.known_sets[lane.no .. ":" .. digest] = true
   return digest
 end
 
 -- Put a record into its queue. The turn comes first and must be written with the record.
 function queue.enter(p, x)
   local cap = x.cap or "-"
+  if x.cap then known_set(p, x) end
   queue.note(p, keys.queue(p, x.lane, cap), x.id, score(x))
   wake.ring(p, x.lane, cap)
 end
@@ -161,16 +183,18 @@ function queue.pop(p, lane, caps, want)
     end
   end
   if lane.keyed and #got > 0 then
-    -- Virtual time follows the turns served, per band; finishes it has passed say nothing any more.
-    local last = {}
+    -- Virtual time follows the turns served, in every band this batch has reached; finishes it has passed say
+    -- nothing any more. It never falls: a job that kept an old turn (handed back, or of a capability set nobody
+    -- served for a while) must not put newcomers before those who have waited.
     for i = 2, #got, 2 do
-      local s = tonumber(got[i])
-      last[#last + 1] = { math.floor(s / BAND), s % BAND }
+      local s, following = tonumber(got[i]), tonumber(got[i + 2])
+      local b = math.floor(s / BAND)
+      if not following or math.floor(following / BAND) ~= b then
+        local key, turn = keys.turns(p, lane.no, b), string.format("%.0f", s % BAND)
+        redis.call("ZREMRANGEBYSCORE", key, "-inf", "(" .. turn)
+        redis.call("ZADD", key, "GT", turn, "-")
+      end
     end
-    local top = last[#last]
-    local key = keys.turns(p, lane.no, top[1])
-    redis.call("ZREMRANGEBYSCORE", key, "-inf", "(" .. string.format("%.0f", top[2]))
-    redis.call("ZADD", key, top[2], "-")
     p.turns = nil
   end
   return got

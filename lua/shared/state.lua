@@ -66,6 +66,12 @@ function state.move(p, x, to, why, ...)
   elseif left.leased then timers.unlease(p, x)
   else queue.note(p, keys.index(p, x.lane, from), x.id, false) end
   if left.timer then timers.clear(p, left.timer, x.id) end
+  if from == "blocked" then
+    -- Whichever list it was blocked on must not keep it: a purge later would leave a member without a record.
+    redis.call("ZREM", keys.held(p), x.id)
+    redis.call("ZREM", keys.unknown(p), x.id)
+    timers.clear(p, "unknown_task", x.id)
+  end
   record.write(p, x, "state", to, ...)
   local entered = state.TABLE[to]
   if entered.queued then queue.enter(p, x)

@@ -61,6 +61,14 @@ function timers.unlease(p, x)
 end
 function timers.clear(p, kind, id) note(p, "timer_writes", kind .. ":" .. id, false) end
 function timers.reap(p, kind, id, due) note(p, "reap_writes", kind .. ":" .. id, due) end
+-- The same, unless it is due earlier already. An entry this call has taken out (a reap handler at work) is
+-- set again: NX alone would see it in the store, and the flush would then remove it for good.
+function timers.reap_first(p, kind, id, due)
+  local member = kind .. ":" .. id
+  local noted = p.reap_writes and p.reap_writes.at[member]
+  if noted == nil then redis.call("ZADD", keys.reap(p), "NX", due, member)
+  elseif not noted or noted > due then timers.reap(p, kind, id, due) end
+end
 function timers.unreap(p, kind, id) note(p, "reap_writes", kind .. ":" .. id, false) end
 
 -- Write such a set: also used for indexes.

@@ -1,0 +1,220 @@
+"""`ff job cancel-many | replay-many | purge-many`: look first, say what would happen, ask, then do it.
+
+The rule: nothing changes before the person has seen a count, or has said --yes. What a preview found is what is
+changed: a job that appears between the two is not touched.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..options import Command, Settings, pass_settings
+from ..render import Column, Out
+from ..store import executions, in_chunks, lane_names, opened, public_state, run
+
+if TYPE_CHECKING:
+    from ffcore.args import Args
+    from ffcore.backend import Backend
+    from ffcore.contracts.reads import ListedExecution
+
+ENDED = ("completed", "failed", "cancelled", "expired", "skipped")
+OPEN = ("waiting", "delayed", "rate_limited", "waiting_children", "active", "suspended")
+PREVIEW_N = 5
+"""Ids shown with a count."""
+
+
+def _filters(states: Sequence[str]) -> Callable[[Any], Any]:
+    def add(command: Any) -> Any:
+        for option in reversed([
+            click.option("--state", "states", multiple=True, type=click.Choice(states), help="May be given several times."),
+            click.option("--lane"),
+            click.option("--tag", metavar="KEY=VALUE"),
+            click.option("--task"),
+            click.option("--all", "every", is_flag=True, help="Needed where no filter is given."),
+            click.option("--dry-run", is_flag=True, help="Show what would happen, and stop."),
+            click.option("--yes", is_flag=True, help="Do not ask."),
+        ]):  # fmt: skip
+            command = option(command)
+        return command
+
+    return add
+
+
+def _check_filter(settings: Settings, every: bool, *given: object) -> None:
+    if not every and not settings.namespace and not any(given):
+        raise click.UsageError("name a filter (--state, --lane, --tag, --task, --namespace), or say --all")
+
+
+def _agreed(out: Out, what: str, count: int, yes: bool) -> bool:
+    """Whether to go on. A program that is asked cannot answer, so it must have said --yes."""
+    if yes:
+        return True
+    if out.json or not sys.stdin.isatty():
+        # A runner of tests gives an answer without a terminal; an empty stdin is no answer.
+        answer = "" if out.json else sys.stdin.readline().strip().lower()
+        if not answer:
+            raise click.UsageError(f"{what} {count} jobs needs --yes where nobody can be asked")
+        return answer in ("y", "yes")
+    return click.confirm(f"{what} {count} jobs?", err=True)
+
+
+def _preview(out: Out, what: str, groups: Counter[tuple[str, str, str]], ids: Sequence[str], dry_run: bool) -> None:
+    if out.json:
+        if dry_run:
+            out.line({"dry_run": True, "matched": sum(groups.values()), "ids": list(ids)})
+        return
+    rows = [{"lane": lane, "task": task, "state": state, "jobs": n} for (lane, task, state), n in sorted(groups.items())]
+    columns = [Column("lane", "lane"), Column("task", "task"), Column("state", "state"), Column("jobs", "jobs", right=True)]
+    out.rows(rows, columns, empty="No job matches.")
+    if ids:
+        out.say("such as " + ", ".join(ids[:PREVIEW_N]))
+    if rows and dry_run:
+        out.say(f"Would {what} {sum(groups.values())} jobs.")
+
+
+def _report(out: Out, word: str, matched: int, done: int, refused: Counter[str]) -> None:
+    if out.json:
+        out.line({"dry_run": False, "matched": matched, "done": done, "refused": dict(sorted(refused.items()))})
+    else:
+        out.say(f"{done} of {matched} jobs {word}.")
+        if refused:
+            out.say("Not changed: " + ", ".join(f"{n} {code}" for code, n in sorted(refused.items())))
+    if refused:
+        click.get_current_context().exit(1)
+
+
+async def _each(
+    settings: Settings, out: Out, what: str, word: str, states: Sequence[str], lane: str | None, tag: str | None, task: str | None,
+    dry_run: bool, yes: bool, change: Callable[[ListedExecution], Args[Any]],
+) -> tuple[int, int, Counter[str]] | None:  # fmt: skip
+    """Find, preview, ask, change one by one. None: nothing was to be done, or it was refused."""
+    from ffcore.errors import EngineError
+
+    async with opened(settings) as backend:
+        rows = [r async for r in executions(backend, states=states, lane=lane, tag=tag, namespace=settings.namespace, task=task)]
+        _preview(out, what, Counter((r.lane_id, r.task, public_state(r).value) for r in rows), [r.execution_id for r in rows], dry_run)
+        if dry_run or (not rows and not out.json):
+            return None
+        if rows and not _agreed(out, what, len(rows), yes):
+            raise click.Abort
+        with out.progress(what, len(rows)) as advance:
+            answers = await in_chunks(backend, [change(row) for row in rows], advance)
+    refused = Counter(a.code for a in answers if isinstance(a, EngineError))
+    return len(rows), len(rows) - sum(refused.values()), refused
+
+
+@click.command("cancel-many", cls=Command)
+@_filters(OPEN)
+@click.option("--reason", default="", help="Kept with each job.")
+@pass_settings
+def cancel_many(
+    settings: Settings, states: tuple[str, ...], lane: str | None, tag: str | None, task: str | None, every: bool, dry_run: bool,
+    yes: bool, reason: str,
+) -> None:  # fmt: skip
+    """Cancel every job that matches and has not ended."""
+    from ffcore.contracts.execution import CancelExecutionArgs
+    from ffcore.contracts.lease import CancelSource
+
+    _check_filter(settings, every, states, lane, tag, task)
+    out, source = settings.out(), CancelSource.custom("ff")
+    done = run(_each(
+        settings, out, "cancel", "cancelled or told to stop", states or OPEN, lane, tag, task, dry_run, yes,
+        lambda row: CancelExecutionArgs(execution_id=row.execution_id, reason=reason, source=source),
+    ))  # fmt: skip
+    if done:
+        _report(out, "cancelled or told to stop", *done)
+
+
+@click.command("replay-many", cls=Command)
+@_filters(ENDED)
+@click.option("--mode", type=click.Choice(["resume", "fresh"]), default="resume", show_default=True)
+@pass_settings
+def replay_many(
+    settings: Settings, states: tuple[str, ...], lane: str | None, tag: str | None, task: str | None, every: bool, dry_run: bool,
+    yes: bool, mode: Any,
+) -> None:  # fmt: skip
+    """Run every job that matches and has ended again; without --state, those that failed."""
+    from ffcore.contracts.execution import ReplayExecutionArgs
+
+    _check_filter(settings, every, states, lane, tag, task)
+    out = settings.out()
+    done = run(_each(
+        settings, out, "replay", "wait to run again", states or ("failed",), lane, tag, task, dry_run, yes,
+        lambda row: ReplayExecutionArgs(execution_id=row.execution_id, mode=mode),
+    ))  # fmt: skip
+    if done:
+        _report(out, "wait to run again", *done)
+
+
+@click.command("purge-many", cls=Command)
+@click.option("--state", "states", multiple=True, type=click.Choice(ENDED), help="May be given several times; default all ended.")
+@click.option("--lane", "lanes", multiple=True, help="May be given several times.")
+@click.option("--older-than", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Ended at least so long ago.")
+@click.option("--all", "every", is_flag=True, help="Needed where neither --lane nor --state is given.")
+@click.option("--dry-run", is_flag=True, help="Show what would happen, and stop.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_settings
+def purge_many(
+    settings: Settings, states: tuple[str, ...], lanes: tuple[str, ...], older_than: float, every: bool, dry_run: bool, yes: bool
+) -> None:
+    """Forget jobs that have ended, with their payloads and results. There is no way back."""
+    if settings.namespace:
+        raise click.UsageError("purge-many forgets by lane and state; --namespace cannot narrow it")
+    if not every and not lanes and not states:
+        raise click.UsageError("name --lane or --state, or say --all")
+    run(_purge(settings, states or ENDED, lanes, older_than, dry_run, yes))
+
+
+async def _purge(
+    settings: Settings, states: Sequence[str], lanes: Sequence[str], older_than: float, dry_run: bool, yes: bool
+) -> None:
+    from ffcore.contracts.upkeep import PurgeArgs, ReadHeaderArgs
+    from ffcore.ids import TimestampMs
+
+    out = settings.out()
+    async with opened(settings) as backend:
+        # The store's own clock, read once: what ends while the question is open is not part of the answer.
+        now = {p: (await backend.call(ReadHeaderArgs(partition=p))).now_ms for p in backend.config.keys()}
+        before = {p: TimestampMs(max(0, at - round(older_than * 1000))) for p, at in now.items()}
+        names = list(lanes) or list(await lane_names(backend))
+
+        def ask(partition: Any, lane: str, state: str, dry: bool) -> PurgeArgs:
+            return PurgeArgs(partition=partition, lane_id=lane, outcome=state, before_ms=before[partition], dry_run=dry)
+
+        groups: Counter[tuple[str, str, str]] = Counter()
+        ids: list[str] = []
+        for lane in names:
+            for state in states:
+                for partition in before:
+                    found = await backend.call(ask(partition, lane, state, True))
+                    if found.remaining:
+                        groups[lane, "*", state] += found.remaining
+                        ids += found.execution_ids[:PREVIEW_N]
+        _preview(out, "purge", groups, ids, dry_run)
+        matched = sum(groups.values())
+        if dry_run or (not matched and not out.json):
+            return
+        if matched and not _agreed(out, "purge", matched, yes):
+            raise click.Abort
+        done = 0
+        with out.progress("purge", matched) as advance:
+            for lane, _, state in sorted(groups):
+                for partition in before:
+                    done += await _purge_all(backend, ask(partition, lane, state, False), advance)
+    _report(out, "purged", matched, done, Counter())
+
+
+async def _purge_all(backend: Backend, args: Any, advance: Callable[[int], None]) -> int:
+    """One call after the other until nothing is left of what matched."""
+    done = 0
+    while True:
+        gone = await backend.call(args)
+        done += len(gone.execution_ids)
+        advance(len(gone.execution_ids))
+        if not gone.remaining or not gone.execution_ids:
+            return done

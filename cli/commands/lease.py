@@ -1,0 +1,77 @@
+"""`ff lease`: who holds what, and taking it away."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..options import Group, Settings, pass_settings
+from ..render import Column, ago, instant
+from ..store import everywhere, opened, run
+from ..store import execution_id as checked
+
+if TYPE_CHECKING:
+    from ffcore.contracts.lease import RevokeLeaseResult
+
+
+@click.group(cls=Group)
+def lease() -> None:
+    """List leases; take one away."""
+
+
+@lease.command("list")
+@click.option("--expired", is_flag=True, help="Only those that have run out and were not swept yet.")
+@click.option("--lane")
+@click.option("--limit", type=click.IntRange(1, 1_000), default=1_000, show_default=True, help="Per partition.")
+@pass_settings
+def list_(settings: Settings, expired: bool, lane: str | None, limit: int) -> None:
+    """List leases, the one that runs out first on top."""
+    from ffcore.contracts.reads import Leases, ListLeasesArgs
+    from ffcore.ids import LaneId
+
+    async def read() -> list[Leases]:
+        async with opened(settings) as backend:
+            found = await everywhere(backend, lambda p: ListLeasesArgs(
+                partition=p, lane_id=LaneId(lane) if lane else None, expired_only=expired, limit=limit
+            ))  # fmt: skip
+            return list(found.values())
+
+    pages = run(read())
+    now_ms = max(page.now_ms for page in pages)
+    rows: list[dict[str, Any]] = [
+        {"execution_id": r.execution_id, "lane": r.lane_id, "worker": r.worker_instance_id, "lease_id": r.lease_id,
+         "epoch": r.lease_epoch, "attempt": r.attempt_index, "expires_at": instant(r.lease_expires_at),
+         "expired": r.lease_expires_at <= page.now_ms, "heard": r.heard}
+        for page in pages for r in page.items
+    ]  # fmt: skip
+    rows.sort(key=lambda row: (row["expires_at"] or "", row["execution_id"]))
+    columns = [
+        Column("execution_id", "id"), Column("lane", "lane"), Column("worker", "worker"), Column("attempt", "attempt", right=True),
+        Column("epoch", "epoch", right=True), Column("expires_at", "runs out", ago(now_ms)),
+    ]  # fmt: skip
+    settings.out().rows(rows, columns, empty="No lease has run out unswept." if expired else "Nobody holds a lease.")
+
+
+@lease.command()
+@click.argument("execution_id", metavar="ID")
+@click.option("--reason", default="revoked by an operator", show_default=True)
+@pass_settings
+def revoke(settings: Settings, execution_id: str, reason: str) -> None:
+    """Take a running job from its worker; it is claimable at once and nothing counts against it."""
+    from ffcore.contracts.lease import Revoked, RevokeLeaseArgs
+    from ffcore.ids import WorkerInstanceId
+
+    async def change() -> RevokeLeaseResult:
+        async with opened(settings) as backend:
+            # No instance named: whoever holds it.
+            return await backend.call(RevokeLeaseArgs(
+                execution_id=checked(execution_id, backend), worker_instance_id=WorkerInstanceId(""), reason=reason
+            ))  # fmt: skip
+
+    answer = run(change())
+    out = settings.out()
+    revoked = isinstance(answer, Revoked)
+    if out.json:
+        return out.line({"execution_id": execution_id, "answer": "revoked" if revoked else answer.reason})
+    out.say(f"{execution_id} " + ("is taken from its worker." if revoked else f"has no lease to take: {answer.reason}."))

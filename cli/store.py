@@ -1,0 +1,182 @@
+"""From the settings of a command to an open store, and the reads several verbs share.
+
+The rule: one command opens one backend, in one event loop, and closes it whatever happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ffcore import ids, limits
+from ffcore.args import Args
+from ffcore.contracts.operator import LaneCounts, LaneStatsArgs, ListedLane, ListLanesArgs
+from ffcore.contracts.reads import ListedExecution, ListExecutionsArgs
+from ffcore.errors import EngineError, NotFound
+from ffcore.ids import ExecutionId, LaneId, PartitionKey
+from ffcore.states import PublicState, vector
+from ffcore.views import LISTED
+
+from .options import Settings
+
+if TYPE_CHECKING:
+    from ffcore.backend import Backend
+    from ffsdk.client import Client
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run one command's coroutine. The store's warnings belong to `ff doctor`, not into every answer."""
+    logging.getLogger("flowfabric.store").setLevel(logging.ERROR)
+    return asyncio.run(work)
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: Settings, verb: str | None = None) -> AsyncGenerator[Backend]:
+    """The store the settings name. Raises as `ffsdk.connect.open_backend`."""
+    from ffsdk.connect import open_backend
+
+    backend = await open_backend(settings.store_url(), verb=verb)
+    try:
+        yield backend
+    finally:
+        await backend.close()
+
+
+@contextlib.asynccontextmanager
+async def client_of(settings: Settings) -> AsyncGenerator[Client]:
+    """A client of that store, in the namespace given."""
+    from ffsdk.app import App
+
+    async with App(url=settings.store_url(), namespace=settings.namespace or "default").client() as client:
+        yield client
+
+
+def execution_id(text: str, backend: Backend) -> ExecutionId:
+    """An id as typed, checked against the store."""
+    return ExecutionId(ids.check_id(text, partitions=backend.config.fp))
+
+
+async def everywhere(backend: Backend, ask: Callable[[PartitionKey], Args[R]], family: str = "fp") -> dict[PartitionKey, R]:
+    """One call to each partition; the first failure is raised after all have answered."""
+    answers, not_reached = await as_far_as_reached(backend, ask, family)
+    for failed in not_reached.values():
+        raise failed
+    return answers
+
+
+async def as_far_as_reached(
+    backend: Backend, ask: Callable[[PartitionKey], Args[R]], family: str = "fp"
+) -> tuple[dict[PartitionKey, R], dict[PartitionKey, EngineError]]:
+    """One call to each partition: the answers, and the failures of those that gave none."""
+    partitions = backend.config.keys(family)
+    results = await backend.call_all([ask(p) for p in partitions])
+    answers: dict[PartitionKey, R] = {}
+    failures: dict[PartitionKey, EngineError] = {}
+    for partition, result in zip(partitions, results, strict=True):
+        if isinstance(result, EngineError):
+            failures[partition] = result
+        else:
+            answers[partition] = result
+    return answers, failures
+
+
+async def in_chunks(backend: Backend, batch: Sequence[Args[R]], told: Callable[[int], None]) -> list[R | EngineError]:
+    """Many calls, a bounded number in flight; `told` hears how many are done."""
+    out: list[R | EngineError] = []
+    for start in range(0, len(batch), limits.ROWS_N):
+        out += await backend.call_all(batch[start : start + limits.ROWS_N])
+        told(len(out) - start)
+    return out
+
+
+def public_state(row: ListedExecution) -> PublicState:
+    """What people call the state of a listed execution."""
+    return vector(row.state, row.reason or None, row.next or None, row.started).public_state
+
+
+async def executions(
+    backend: Backend, *, states: Iterable[str] = (), lane: str | None = None, tag: str | None = None,
+    namespace: str | None = None, task: str | None = None, limit: int | None = None,
+) -> AsyncIterator[ListedExecution]:  # fmt: skip
+    """Executions that match, partition by partition; `limit` counts per partition, so that none hides another's."""
+    wanted = {PublicState(s) for s in states}
+    stored = sorted({word for s in wanted for word in LISTED[s]})
+    if wanted and not stored:
+        return
+    for partition in backend.config.keys():
+        cursor: str | None = None
+        found = 0
+        while limit is None or found < limit:
+            page = await backend.call(
+                ListExecutionsArgs(
+                    partition=partition, lane_id=LaneId(lane) if lane else None, states=stored, tag=tag, namespace=namespace,
+                    cursor=cursor, limit=limits.PAGE_N if limit is not None and limit < limits.PAGE_N else limits.PAGE_MAX_N,
+                )
+            )  # fmt: skip
+            for row in page.items:
+                if (not wanted or public_state(row) in wanted) and (task is None or row.task == task):
+                    found += 1
+                    yield row
+                    if found == limit:
+                        break
+            cursor = page.cursor
+            if not cursor:
+                break
+
+
+async def lane_names(backend: Backend) -> dict[str, set[str]]:
+    """All lanes, and their states (several while partitions disagree)."""
+    found: dict[str, set[str]] = {}
+    for partition in backend.config.keys():
+        after: str | None = None
+        while True:
+            page = await backend.call(ListLanesArgs(partition=partition, after=after, limit=limits.PAGE_MAX_N))
+            rows: list[ListedLane] = page.lanes
+            for row in rows:
+                found.setdefault(row.lane_id, set()).add(row.state)
+            after = page.cursor
+            if not after:
+                break
+    return dict(sorted(found.items()))
+
+
+DEPTHS = ("waiting", "delayed", "active", "suspended", "completed", "failed", "cancelled", "expired", "skipped")
+"""States of a lane's jobs, as its numbers show them. `waiting` includes those that something blocks (`held`)."""
+WAITING = ("ready", "granted", "blocked")
+"""The stored words for it."""
+
+
+async def lane_record(backend: Backend, name: str) -> dict[str, Any]:
+    """A lane's numbers over all partitions. NotFound if no partition knows it."""
+    answers, failures = await as_far_as_reached(backend, lambda p: LaneStatsArgs(partition=p, lane_id=LaneId(name)))
+    for failed in failures.values():
+        if not isinstance(failed, NotFound):
+            raise failed
+    if not answers:
+        raise NotFound(f"there is no lane {name}: a lane exists from its first job on", code="lane_not_found")
+    counts: list[LaneCounts] = list(answers.values())
+    depth = dict.fromkeys(DEPTHS, 0)
+    for one in counts:
+        for word, n in one.counts.items():
+            depth["waiting" if word in WAITING else word] += n
+    oldest = [one.oldest_created_at for one in counts if one.oldest_created_at]
+    states = {one.state for one in counts}
+    return {
+        "lane": name,
+        "state": states.pop() if len(states) == 1 else "mixed",
+        **depth,
+        "held": sum(one.counts.get("blocked", 0) for one in counts),
+        "oldest_age_s": round(max(0, counts[0].now_ms - min(oldest)) / 1000, 3) if oldest else 0.0,
+        "idle_workers": max(one.parked for one in counts),
+    }
+
+
+async def gather(work: Iterable[Awaitable[T]]) -> list[T]:
+    """All of these at once, results in order."""
+    return list(await asyncio.gather(*work))

@@ -1,0 +1,161 @@
+"""Ticking: ask each partition to do what is due, and come back when the next thing is.
+
+Any number of tickers may run. One at a time looks after a partition, by a promise in its header that lasts a second;
+the others look again when the promise lapses, each a little later at random, so that one takes over and not all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Final
+
+from ffcore.backend import Backend, Subscription
+from ffcore.contracts.upkeep import TickArgs, Ticked, TickedPartition
+from ffcore.errors import Unavailable
+from ffcore.ids import PartitionKey
+
+log = logging.getLogger("flowfabric.ticker")
+
+FAMILIES: Final = ("fp", "b", "q", "w")
+ROUND_S: Final = 0.9
+"""Between two looks at a partition of our own; below the second its promise lasts."""
+JITTER_S: Final = 0.8
+"""Between the end of another's promise and our look, at most. With ten idle workers that is about six looks a second."""
+LIMIT: Final = 200
+BACKOFF_S: Final = (0.05, 2.0)
+
+
+class _Watch:
+    """One partition: when to look, by this process's clock."""
+
+    __slots__ = ("at", "heard_at", "key", "mine", "offset_s")
+
+    def __init__(self, key: PartitionKey) -> None:
+        self.key, self.at, self.mine, self.offset_s = key, 0.0, False, 0.0
+        self.heard_at: float | None = None
+        """What a message said while a call was under way, whose answer may be older."""
+
+
+class Ticker:
+    """Ticks every partition of a store until stopped. `name`: at most 40 bytes without spaces, one per ticker."""
+
+    def __init__(
+        self, backend: Backend, name: str, *, limit: int = LIMIT, clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._backend, self._name, self._limit, self._clock = backend, name, limit, clock
+        self._rng = rng or random.Random()
+        config = backend.config
+        self._watches = {key: _Watch(key) for family in FAMILIES for key in config.keys(family)}
+        self._by_channel = {backend.ticker_channel(key): watch for key, watch in self._watches.items()}
+        self._nudged = asyncio.Event()
+        self._stopping = False
+        self.rounds_n = 0
+        """Calls made, for tests and status."""
+        self.done_n = 0
+        """Timers and purges done."""
+
+    async def run(self) -> None:
+        """Tick until `stop`. Survives a store that is away; raises what waiting does not mend."""
+        subscription: Subscription | None = None
+        failures = 0
+        try:
+            while not self._stopping:
+                try:
+                    if subscription is None:
+                        subscription = await self._backend.subscribe(tuple(self._by_channel), self._heard, self._gap)
+                    await self._round()
+                    failures = 0
+                except Unavailable as away:
+                    if away.code == "closed" or self._stopping:
+                        raise
+                    log.warning("the store does not answer the ticker, trying again: %s", away)
+                    first, most = BACKOFF_S
+                    await self._pause(min(most, first * 2**failures) * (0.5 + self._rng.random() / 2))
+                    failures += 1
+                    continue
+                soonest = min(watch.at for watch in self._watches.values())
+                await self._pause(soonest - self._clock())
+        finally:
+            if subscription is not None:
+                await _quietly(subscription)
+
+    def stop(self) -> None:
+        """Let `run` return after the call under way. Other tickers take over within about two seconds."""
+        self._stopping = True
+        self._nudged.set()
+
+    async def _round(self) -> None:
+        now = self._clock()
+        # What is due within a moment comes along: one call now is better than two.
+        due = [watch.key for watch in self._watches.values() if watch.at <= now + 0.005]
+        if not due:
+            return
+        for key in due:
+            self._watches[key].heard_at = None
+        groups = [due] if self._backend.grouped else [[key] for key in due]
+        calls = [TickArgs(partitions=group, ticker=self._name, limit=self._limit) for group in groups]
+        for answer in await self._backend.call_all(calls):
+            if not isinstance(answer, Ticked):
+                raise answer
+            for row in answer.partitions:
+                self._take(row)
+        self.rounds_n += len(calls)
+
+    def _take(self, row: TickedPartition) -> None:
+        watch, now = self._watches[row.partition], self._clock()
+        watch.mine = row.mine
+        watch.offset_s = row.now_ms / 1000 - now
+        self.done_n += row.done + row.reaped
+        wait = max(0.0, (row.next_due_ms - row.now_ms) / 1000)
+        if not row.mine:
+            watch.at = now + wait + self._rng.uniform(0.05, JITTER_S)
+        elif row.done >= self._limit or row.reaped >= self._limit:
+            watch.at = now
+        elif row.done or row.reaped:
+            watch.at = now + min(wait, ROUND_S)
+        else:
+            # Something that is due and was not done is not asked for in a tight loop.
+            watch.at = now + min(max(wait, 0.01), ROUND_S)
+        if watch.heard_at is not None:
+            watch.at = min(watch.at, watch.heard_at)
+
+    def _heard(self, channel: str, data: bytes) -> None:
+        """Something is due before we would look. Only whose promise holds has to act."""
+        watch = self._by_channel.get(channel)
+        if watch is None or not watch.mine or not data.isdigit():
+            return
+        at = int(data) / 1000 - watch.offset_s
+        watch.heard_at = at if watch.heard_at is None else min(at, watch.heard_at)
+        if at < watch.at:
+            watch.at = at
+            self._nudged.set()
+
+    def _gap(self) -> None:
+        for watch in self._watches.values():
+            watch.at = 0.0
+        self._nudged.set()
+
+    async def _pause(self, seconds: float) -> None:
+        if self._stopping:
+            return
+        self._nudged.clear()
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._nudged.wait()
+        except TimeoutError:
+            pass
+
+
+async def _quietly(subscription: Subscription) -> None:
+    try:
+        await subscription.close()
+    except Unavailable:
+        pass

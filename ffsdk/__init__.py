@@ -1,0 +1,96 @@
+"""FlowFabric for users: declare tasks, run workers, submit jobs, wait for them. ``import ffsdk as ff``.
+
+Names are loaded when first used, so that a script that only submits pays for nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ffsdk import sync
+    from ffsdk.app import App
+    from ffsdk.client import Client, connect
+    from ffsdk.context import Context
+    from ffsdk.errors import (
+        AdmissionDenied,
+        BudgetExceeded,
+        EngineBug,
+        EngineError,
+        Failure,
+        Fatal,
+        IdempotencyConflict,
+        Incompatible,
+        InvalidArgument,
+        InvalidToken,
+        JobCancelled,
+        JobEnded,
+        JobExpired,
+        JobFailed,
+        JobSkipped,
+        NotAccepted,
+        NotFound,
+        NotInitialised,
+        Rejected,
+        RetryAfter,
+        StaleLease,
+        StoreFull,
+        SubmitErrors,
+        Suspended,
+        Unavailable,
+        WrongState,
+    )
+    from ffsdk.job import Job
+    from ffsdk.outcomes import Cancelled, Completed, Expired, Failed, Outcome, Skipped
+    from ffsdk.payload import Payload
+    from ffsdk.retry import Retry
+    from ffsdk.task import Task
+    from ffsdk.views import Bulk, Event, Explanation, FanOut, JobInfo, JobStatus, LaneStats, Progress, Reason
+    from ffsdk.worker import Worker
+
+_WHERE = {
+    "app": ("App",),
+    "client": ("Client", "connect"),
+    "context": ("Context",),
+    "errors": (
+        "AdmissionDenied", "BudgetExceeded", "EngineBug", "EngineError", "Failure", "Fatal", "IdempotencyConflict",
+        "Incompatible", "InvalidArgument", "InvalidToken", "JobCancelled", "JobEnded", "JobExpired", "JobFailed",
+        "JobSkipped", "NotAccepted", "NotFound", "NotInitialised", "Rejected", "RetryAfter", "StaleLease", "StoreFull",
+        "SubmitErrors", "Suspended", "Unavailable", "WrongState",
+    ),
+    "job": ("Job",),
+    "outcomes": ("Cancelled", "Completed", "Expired", "Failed", "Outcome", "Skipped"),
+    "payload": ("Payload",),
+    "retry": ("Retry",),
+    "task": ("Task",),
+    "views": ("Bulk", "Event", "Explanation", "FanOut", "JobInfo", "JobStatus", "LaneStats", "Progress", "Reason"),
+    "worker": ("Worker",),
+}  # fmt: skip
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = [
+    "App", "Task", "Retry", "Payload", "Context", "Worker",
+    "Client", "connect", "sync", "Job", "Outcome", "Completed", "Failed", "Cancelled", "Expired", "Skipped",
+    "JobStatus", "JobInfo", "Progress", "Explanation", "Reason", "Event", "LaneStats", "FanOut", "Bulk",
+    "Failure", "Fatal", "RetryAfter", "JobEnded", "JobFailed", "JobCancelled", "JobExpired", "JobSkipped",
+    "EngineError", "Rejected", "Unavailable", "EngineBug", "InvalidArgument", "NotInitialised", "Incompatible",
+    "NotFound", "StaleLease", "WrongState", "IdempotencyConflict", "InvalidToken", "BudgetExceeded", "AdmissionDenied",
+    "StoreFull", "NotAccepted", "SubmitErrors", "Suspended",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "sync":
+        return importlib.import_module("ffsdk.sync")
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"ffsdk has no {name!r}")
+    value = getattr(importlib.import_module(f"ffsdk.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

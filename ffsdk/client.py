@@ -1,0 +1,337 @@
+"""The client: submit jobs, wait for them, look at them, steer them. One per event loop; cheap to share in it.
+
+Bad input is refused before anything is sent; what the store refuses arrives as a typed error whose family says
+what to do (`ffsdk.errors`).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
+
+from ffcore import checks, ids
+from ffcore.errors import InvalidArgument, Unavailable
+from ffsdk import times
+from ffsdk.app import App
+from ffsdk.connect import Durability, clock_of
+from ffsdk.errors import NotAccepted, SubmitErrors
+from ffsdk.job import Job, check_id
+from ffsdk.pace import Pace
+from ffsdk.submit import SubmitOptions, Submitter
+from ffsdk.task import Task
+from ffsdk.views import Bulk, FanOut, info_of
+from ffsdk.waiters import Waiters
+
+if TYPE_CHECKING:
+    from ffcore.backend import Backend
+    from ffcore.contracts.batch import NewExecution
+    from ffsdk.events import Kind, Subscription
+    from ffsdk.lanes import Lane, LaneNames
+    from ffsdk.listing import States, Tag
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+
+class Client:
+    """``async with app.client() as client`` or ``async with ff.Client(url) as client``; also
+    ``client = await ff.connect(url)`` and `close()`. Opening raises what `ffsdk.connect.open_backend` does."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        namespace: str = "default",
+        durability: Durability = "accepted",
+        app: App | None = None,
+    ) -> None:
+        if app is not None and url is not None:
+            raise InvalidArgument("the app says where the store is: leave url out")
+        self._app = app if app is not None else App(url, namespace, durability)
+        self.namespace = self._app.namespace
+        self._backend: Backend | None = None
+        self._waiters: Waiters | None = None
+        self._submitter: Submitter | None = None
+        self._lane_names: LaneNames | None = None
+        self._now_ms: Callable[[], int] = times.wall_ms
+
+    # ---- open and close
+
+    async def open(self) -> Self:
+        """Open it, if it is not open."""
+        if self._backend is None:
+            backend = await self._app.backend()
+            self._backend, self._now_ms = backend, clock_of(backend)
+            # Random, not the host's name: two clients of one process must not get each other's notices.
+            self._waiters = Waiters(backend, f"c{secrets.token_hex(8)}", self.pace)
+            self._submitter = Submitter(backend, self.namespace, self._app.durability, self._app.tasks, self._now_ms)
+        return self
+
+    async def close(self) -> None:
+        """End its waits (Unavailable, code `closed`) and let go of the store. Closing twice is harmless."""
+        waiters, self._waiters = self._waiters, None
+        opened, self._backend, self._submitter, self._lane_names = self._backend, None, None, None
+        if waiters is not None:
+            await waiters.close()
+        if opened is not None:
+            await self._app.release()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self.open().__await__()
+
+    @property
+    def backend(self) -> Backend:
+        """The engine's own interface, for tools. Raises Unavailable while the client is not open."""
+        return _opened(self._backend)
+
+    @property
+    def waiters(self) -> Waiters:
+        return _opened(self._waiters)
+
+    @property
+    def pace(self) -> Pace:
+        return self._app.pace
+
+    @property
+    def lane_names(self) -> LaneNames:
+        if self._lane_names is None:
+            from ffsdk.lanes import LaneNames
+
+            self._lane_names = LaneNames(self)
+        return self._lane_names
+
+    # ---- submit
+
+    @overload
+    async def submit(
+        self, task: Task[None, R], payload: None = None, *, key: str | None = None, **options: Unpack[SubmitOptions]
+    ) -> Job[R]: ...
+    @overload
+    async def submit(
+        self, task: Task[P, R], payload: P, *, key: str | None = None, **options: Unpack[SubmitOptions]
+    ) -> Job[R]: ...
+    @overload
+    async def submit(
+        self, task: str, payload: Any = None, *, key: str | None = None, **options: Unpack[SubmitOptions]
+    ) -> Job[Any]: ...
+
+    async def submit(
+        self,
+        task: Task[Any, Any] | str,
+        payload: Any = None,
+        *,
+        key: str | None = None,
+        **options: Unpack[SubmitOptions],
+    ) -> Job[Any]:
+        """Submit one job. With a `key`, the same request answers the same job however often it is made.
+
+        Raises InvalidArgument (bad input, nothing was sent), IdempotencyConflict (the key names another request),
+        `unknown_task` (by name, not published, no lane=), StoreFull, Unavailable (`may_have_applied`: repeat it
+        with its key).
+        """
+        submitter = _opened(self._submitter)
+        plan = await submitter.plan(task, options)
+        row = submitter.row(plan, payload, key)
+        created = await submitter.send_one(plan, row)
+        return Job(self, row.execution_id, plan.declared, created=created)
+
+    @overload
+    async def submit_many(
+        self,
+        task: Task[P, R],
+        payloads: Iterable[P],
+        *,
+        keys: Sequence[str] | None = None,
+        **options: Unpack[SubmitOptions],
+    ) -> list[Job[R]]: ...
+    @overload
+    async def submit_many(
+        self, task: str, payloads: Iterable[Any], *, keys: Sequence[str] | None = None, **options: Unpack[SubmitOptions]
+    ) -> list[Job[Any]]: ...
+
+    async def submit_many(
+        self, task: Task[Any, Any] | str, payloads: Iterable[Any], *, keys: Sequence[str] | None = None,
+        **options: Unpack[SubmitOptions],
+    ) -> list[Job[Any]]:  # fmt: skip
+        """Submit any number of jobs of one task, in few calls, and answer them in order; `keys`: one per payload.
+
+        Raises InvalidArgument before anything is sent; SubmitErrors, an ExceptionGroup whose `jobs` tells per item
+        what was accepted, if some items were not.
+        """
+        submitter = _opened(self._submitter)
+        plan = await submitter.plan(task, options)
+        items = list(payloads)
+        if keys is not None and (isinstance(keys, str) or len(keys) != len(items)):
+            raise InvalidArgument(f"{len(items)} payloads need as many keys, one each")
+        rows: list[NewExecution] = []
+        for at, payload in enumerate(items):
+            try:
+                rows.append(submitter.row(plan, payload, None if keys is None else keys[at]))
+            except InvalidArgument as bad:
+                raise InvalidArgument(f"item {at}: {bad}", code=bad.code) from bad
+        results = await submitter.send_all(plan, rows)
+        jobs: list[Job[Any] | None] = []
+        refused: list[NotAccepted] = []
+        for row, result in zip(rows, results, strict=True):
+            if isinstance(result, NotAccepted):
+                refused.append(result)
+                jobs.append(None)
+            else:
+                jobs.append(Job(self, row.execution_id, plan.declared, created=result))
+        if refused:
+            raise SubmitErrors.of(
+                f"{len(refused)} of {len(rows)} jobs of task {plan.task} were not accepted", refused, jobs
+            )
+        return [job for job in jobs if job is not None]
+
+    # ---- find
+
+    def job(self, execution_id: str, task: Task[Any, R] | None = None) -> Job[R]:
+        """A handle on an existing execution; `task` gives its result a type. Asks nothing: use it to find out."""
+        return Job(self, check_id(execution_id, self.backend.config.fp), task)
+
+    async def jobs(
+        self, *, state: States = None, lane: str | None = None, tag: Tag = None, limit: int | None = None
+    ) -> AsyncIterator[Job[Any]]:
+        """Jobs of this namespace by public state (one or several), lane and tag; newest first within lane and state,
+        partition by partition. `job.info` has what the listing knows. A job that moves may appear twice or not at all."""
+        from ffsdk.listing import states_of, walk
+
+        async for row in walk(self, states_of(state), lane, tag, limit, self.namespace):
+            yield Job(self, row.execution_id, self._app.tasks.get(row.task), info=info_of(row))
+
+    def lane(self, name: str) -> Lane:
+        """A lane: pause, resume, drain, stats."""
+        from ffsdk.lanes import Lane
+
+        return Lane(self, name)
+
+    # ---- many at once
+
+    async def cancel_many(
+        self, *, state: States = None, lane: str | None = None, tag: Tag = None, limit: int | None = None,
+        reason: str = "", dry_run: bool = False,
+    ) -> Bulk:  # fmt: skip
+        """Cancel jobs of this namespace that match; `dry_run` only counts and lists them. One filter at least."""
+        from ffcore.contracts.execution import CancelExecutionArgs
+        from ffcore.contracts.lease import CancelSource
+        from ffsdk.listing import LIVE, change, states_of, walk
+
+        _some_filter(state, lane, tag)
+        source = CancelSource.custom("client")
+        rows = walk(self, states_of(state, LIVE), lane, tag, limit, self.namespace)
+        return await change(
+            self, rows, lambda i: CancelExecutionArgs(execution_id=i, reason=reason, source=source), dry_run
+        )
+
+    async def replay_many(
+        self, *, state: States = "failed", lane: str | None = None, tag: Tag = None, limit: int | None = None,
+        mode: Literal["resume", "fresh"] = "resume", dry_run: bool = False,
+    ) -> Bulk:  # fmt: skip
+        """Run ended jobs of this namespace again, by default the failed ones; `dry_run` only counts and lists them."""
+        from ffcore.contracts.execution import ReplayExecutionArgs
+        from ffsdk.listing import TERMINAL, change, states_of, walk
+
+        wanted = states_of(state, TERMINAL)
+        _only_ended(wanted)
+        rows = walk(self, wanted, lane, tag, limit, self.namespace)
+        return await change(self, rows, lambda i: ReplayExecutionArgs(execution_id=i, mode=mode), dry_run)
+
+    async def purge_many(
+        self,
+        *,
+        state: States = None,
+        lane: str | None = None,
+        older_than: times.Duration | None = None,
+        dry_run: bool = False,
+    ) -> Bulk:
+        """Forget ended jobs, of every namespace, before their retention does; one filter at least. A keyed job's key
+        stays taken for its dedup window. `ids` lists the first thousand."""
+        from ffsdk.listing import TERMINAL, before, purge, states_of
+
+        _some_filter(state, lane, older_than)
+        wanted = states_of(state, TERMINAL)
+        _only_ended(wanted)
+        if lane is not None:
+            ids.check_name(lane, "lane")
+        return await purge(self, wanted, lane, before(older_than, self._now_ms()), dry_run)
+
+    async def hold(self, *, task: str | None = None, tag: Tag = None, reason: str = "") -> FanOut:
+        """Let no job of a task, or with a tag, start until `release`; what runs goes on. Check `.complete`."""
+        from ffcore.contracts.operator import HoldArgs
+        from ffsdk.fanout import change_all
+
+        what = _what(task, tag)
+        checks.size(reason, "reason", 1024, code="invalid_input")
+        return await change_all(self.backend, lambda p: HoldArgs(partition=p, what=what, reason=reason))
+
+    async def release(self, *, task: str | None = None, tag: Tag = None) -> FanOut:
+        """End a hold; held jobs go back to their places. Releasing what is not held changes nothing."""
+        from ffcore.contracts.operator import ReleaseArgs
+        from ffsdk.fanout import change_all
+
+        what = _what(task, tag)
+        return await change_all(self.backend, lambda p: ReleaseArgs(partition=p, what=what))
+
+    # ---- follow
+
+    def subscribe(
+        self,
+        kind: Kind,
+        *,
+        lanes: Iterable[str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        after: str | None = None,
+    ) -> Subscription:
+        """Follow what happens: "completion" (jobs that end), "lease" (claimed, lost, given back), "operator".
+
+        ``async for event in client.subscribe(...)``; `event.cursor` as `after=` goes on behind it; None starts with
+        what happens from the first use on, "-" with all that is kept. A cursor the feed was trimmed past raises
+        `cursor_expired`.
+        """
+        from ffsdk.events import Subscription
+
+        return Subscription(self, kind, lanes=lanes, tags=tags, after=after)
+
+
+def connect(url: str | None = None, *, namespace: str = "default", durability: Durability = "accepted") -> Client:
+    """A client without an app: ``async with ff.connect(url) as client`` or ``client = await ff.connect(url)``."""
+    return Client(url, namespace=namespace, durability=durability)
+
+
+T = TypeVar("T")
+
+
+def _opened(part: T | None) -> T:
+    if part is None:
+        raise Unavailable("the client is not open: use `async with app.client() as client`", code="closed")
+    return part
+
+
+def _some_filter(*filters: object) -> None:
+    if all(given is None for given in filters):
+        raise InvalidArgument("this would take every job there is: name a state, a lane or another filter")
+
+
+def _only_ended(states: Iterable[Any]) -> None:
+    live = [state.value for state in states if not state.is_terminal]
+    if live:
+        raise InvalidArgument(f"only ended jobs can be taken: leave {', '.join(live)} out, or cancel them first")
+
+
+def _what(task: str | None, tag: Tag) -> str:
+    from ffsdk.listing import tag_text
+
+    if (task is None) == (tag is None):
+        raise InvalidArgument("give task= or tag=, one of them")
+    return f"tag:{tag_text(tag)}" if task is None else f"task:{ids.check_name(task, 'task')}"

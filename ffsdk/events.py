@@ -1,0 +1,219 @@
+"""Subscriptions: what happens in the store, as it happens, from all partitions, with a cursor to go on from.
+
+The feed is a bounded log of each partition. One cursor holds a place in each; a place that has been trimmed away is
+refused, `cursor_expired`, never skipped. Order holds within a partition; between them it is by time, per look.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from ffcore import checks, ids
+from ffcore.contracts.reads import EventEntry, ReadEventsArgs, ReadExecutionArgs
+from ffcore.errors import InvalidArgument, NotFound
+from ffcore.ids import ExecutionId, PartitionKey
+from ffcore.states import STATES, LifecyclePhase
+from ffsdk.times import from_ms
+from ffsdk.views import Event
+
+if TYPE_CHECKING:
+    from ffsdk.client import Client
+
+Kind = Literal["completion", "lease", "operator"]
+PAGE_N = 100
+IDLE_S, IDLE_MAX_S = 0.02, 0.5
+"""Pause after a look that found nothing: doubled up to the second, so that a busy feed is followed closely."""
+OLDEST = "-"
+_PLACE = re.compile(r"(-|\d+-\d+)(?:\+(\d{1,5}))?")
+_TERMINAL = frozenset(word for word, row in STATES.items() if row.phase is LifecyclePhase.TERMINAL)
+_OPERATORS = frozenset({"cancel_requested", "held", "released", "unblocked"})
+_LEASE_WORDS = frozenset({"active", "reclaimable", "revoked"})
+
+
+class Place:
+    """Where one partition's feed is read from: behind an entry, less what was already delivered of the next."""
+
+    __slots__ = ("after", "skip")
+
+    def __init__(self, after: str, skip: int = 0) -> None:
+        self.after, self.skip = after, skip
+
+    def __str__(self) -> str:
+        return f"{self.after}+{self.skip}" if self.skip else self.after
+
+
+def parse_cursor(text: str, partitions: list[PartitionKey]) -> dict[PartitionKey, Place]:
+    """The places of a cursor. InvalidArgument for one of another store or shape."""
+    parts = text.split(".") if isinstance(text, str) else []
+    if len(parts) != len(partitions) or not all(_PLACE.fullmatch(part) for part in parts):
+        raise InvalidArgument(f"cursor {text!r:.80}: pass the .cursor of an event of this store, or {OLDEST!r}")
+    places: dict[PartitionKey, Place] = {}
+    for partition, part in zip(partitions, parts, strict=True):
+        after, _, skip = part.partition("+")
+        places[partition] = Place(after, int(skip or 0))
+    return places
+
+
+class Subscription:
+    """An async iterator of events. It starts at its first use, or at ``async with``, which fixes "from now" there."""
+
+    def __init__(
+        self,
+        client: Client,
+        kind: Kind,
+        *,
+        lanes: Iterable[str] | None,
+        tags: Mapping[str, str] | None,
+        after: str | None,
+    ) -> None:
+        if kind not in ("completion", "lease", "operator"):
+            raise InvalidArgument(f"subscribe({kind!r:.40}): use completion, lease or operator")
+        if isinstance(lanes, str):
+            raise InvalidArgument(f"lanes is {lanes!r:.60}: use a list of names")
+        self._lanes = None if lanes is None else frozenset(ids.check_name(lane, "lane") for lane in lanes)
+        self._tags = dict(tags or {})
+        checks.tags(self._tags)
+        if kind == "operator" and (self._lanes is not None or self._tags):
+            raise InvalidArgument("operator events belong to no job: leave lanes= and tags= out")
+        self._client, self._after = client, after
+        self._kind: Kind = kind
+        self._places: dict[PartitionKey, Place] | None = None
+        self._ready: list[Event] = []
+        self._pause_s = IDLE_S
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._ready.clear()
+
+    @property
+    def cursor(self) -> str:
+        """Behind everything handed out so far, for a start without an event to take it from."""
+        if self._places is None:
+            raise InvalidArgument("the subscription has not started: use `async with`, or take an event first")
+        return self._ready_from if self._ready else _join(self._places)
+
+    async def __anext__(self) -> Event:
+        """The next event; waits for it. Raises `cursor_expired` (InvalidRequest) when the feed was trimmed past us."""
+        await self.start()
+        while not self._ready:
+            self._ready_from = _join(self._places or {})
+            if await self._look():
+                self._pause_s = IDLE_S
+            elif not self._ready:
+                await self._client.pace.pause(self._pause_s)
+                self._pause_s = min(self._pause_s * 2, IDLE_MAX_S)
+        event = self._ready.pop(0)
+        self._ready_from = event.cursor
+        return event
+
+    async def start(self) -> None:
+        """Fix where it starts, if that is not done; the first event does it too."""
+        if self._places is not None:
+            return
+        backend = self._client.backend
+        partitions = backend.config.keys()
+        if self._after == OLDEST:
+            self._places = {partition: Place(OLDEST) for partition in partitions}
+        elif self._after is not None:
+            self._places = parse_cursor(self._after, partitions)
+        else:
+            heads = [await backend.call(ReadEventsArgs(partition=p, after=OLDEST, limit=1)) for p in partitions]
+            # Behind the millisecond that has begun: what happens in it from here on is still to come.
+            starts = zip(partitions, heads, strict=True)
+            self._places = {p: Place(f"{max(0, head.now_ms - 1)}-999999999") for p, head in starts}
+
+    async def _look(self) -> bool:
+        """Read a page of every partition; whether there was anything at all."""
+        assert self._places is not None
+        partitions = list(self._places)
+        asked = [ReadEventsArgs(partition=p, after=self._places[p].after, limit=PAGE_N) for p in partitions]
+        answers = await self._client.backend.call_all(asked)
+        entries: list[tuple[tuple[int, int], PartitionKey, EventEntry]] = []
+        for partition, answer in zip(partitions, answers, strict=True):
+            if isinstance(answer, Exception):
+                raise answer
+            for entry in answer.entries:
+                ms, _, n = entry.event_id.partition("-")
+                entries.append(((int(ms), int(n)), partition, entry))
+        entries.sort(key=lambda found: found[0])
+        for (at_ms, _), partition, entry in entries:
+            await self._take(partition, entry, at_ms)
+        return bool(entries)
+
+    async def _take(self, partition: PartitionKey, entry: EventEntry, ms: int) -> None:
+        """Turn one entry into events, each with the cursor behind it."""
+        assert self._places is not None
+        place = self._places[partition]
+        pairs = list(zip(entry.fields[::2], entry.fields[1::2], strict=True))
+        for at, (sort, text) in enumerate(pairs):
+            if at < place.skip:
+                continue
+            last = at + 1 == len(pairs)
+            self._places[partition] = Place(entry.event_id) if last else Place(place.after, at + 1)
+            made = await self._event(partition, sort, text)
+            if made is not None:
+                self._ready.append(Event(kind=self._kind, cursor=_join(self._places), at=from_ms(ms), **made))
+        self._places[partition] = Place(entry.event_id)
+
+    async def _event(self, partition: PartitionKey, sort: str, text: str) -> dict[str, Any] | None:
+        if sort == "o":
+            return _nobody(text) if self._kind == "operator" else None
+        uuid, was, now, _, attempt, lane, worker, why = text.split(" ", 7)
+        if not self._wants(was, now, why):
+            return None
+        execution_id = ExecutionId(f"{partition}:{uuid}")
+        name = await self._client.lane_names.of(partition, lane, uuid)
+        if self._lanes is not None and name not in self._lanes:
+            return None
+        if self._tags and not await self._tagged(execution_id):
+            return None
+        return {
+            "execution_id": execution_id, "lane": name, "from_state": None if was == "-" else _public(was),
+            "to_state": _public(now), "attempt": int(attempt) if attempt.isdigit() else None,
+            "worker": None if worker == "-" else worker, "detail": "" if why == "-" else why,
+        }  # fmt: skip
+
+    def _wants(self, was: str, now: str, why: str) -> bool:
+        if self._kind == "completion":
+            return now in _TERMINAL and was != now
+        if self._kind == "lease":
+            return was in _LEASE_WORDS or now in _LEASE_WORDS
+        return why in _OPERATORS or now == "revoked"
+
+    async def _tagged(self, execution_id: ExecutionId) -> bool:
+        """A record that is gone has no tags: it is left out, as if it had never carried them."""
+        try:
+            stored = await self._client.backend.call(ReadExecutionArgs(execution_id=execution_id))
+        except NotFound:
+            return False
+        return all(stored.tags.get(key) == value for key, value in self._tags.items())
+
+
+def _nobody(text: str) -> dict[str, Any]:
+    words = text.split(" ")
+    lane = words[1] if words[0] == "lane" and len(words) > 1 else None
+    return {
+        "execution_id": None, "lane": lane, "from_state": None, "to_state": None, "attempt": None, "worker": None,
+        "detail": text,
+    }  # fmt: skip
+
+
+def _public(word: str) -> str:
+    """The public word of a stored one; a blocked job's depends on its reason, which the feed does not carry."""
+    row = STATES.get(word)
+    return row.public.value if row is not None and row.public is not None else "waiting"
+
+
+def _join(places: Mapping[PartitionKey, Place]) -> str:
+    return ".".join(str(place) for place in places.values())

@@ -1,0 +1,376 @@
+"""Where handlers that are not coroutines run: threads, and child processes that can be killed.
+
+A thread cannot be stopped: it counts as busy until its handler returns, and `ctx.cancelled` asks it to. A child
+process runs one job at a time and is reused; it is killed when its job is cancelled, timed out or lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import importlib
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from ffcore import limits
+from ffcore.contracts.lease import LeaseFence
+from ffcore.errors import EngineError, InvalidArgument
+from ffsdk.context import Context, Done
+from ffsdk.errors import Failure, Fatal, RetryAfter
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from ffsdk.held import Held
+    from ffsdk.task import Task
+
+_IDLE_CHILDREN: Final = 4
+"""Children kept for the next job; more are ended when their job is done."""
+
+
+class Killed(Exception):
+    """The child process of a handler was killed by its worker."""
+
+
+class Encoded:
+    """A result that is JSON already."""
+
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: bytes | None) -> None:
+        self.raw = raw
+
+
+class RemoteFailure(Exception):
+    """A handler failed in its child process: what the child said about it."""
+
+    def __init__(self, reason: str, category: str, detail: str, retry_after_ms: int | None, final: bool) -> None:
+        self.reason, self.category, self.detail = reason, category, detail
+        self.retry_after_ms, self.final = retry_after_ms, final
+        super().__init__(reason)
+
+
+class Threads(concurrent.futures.Executor):
+    """At most `most` threads, started when needed. Daemons: a handler that never returns must not keep the process."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._queue: queue.SimpleQueue[tuple[concurrent.futures.Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._free = threading.Semaphore(0)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        self._queue.put((future, lambda: fn(*args, **kwargs)))
+        if not self._free.acquire(blocking=False) and len(self._threads) < self._most:
+            thread = threading.Thread(target=self._work, name=f"ff-handler-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return future
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            future, call = item
+            if future.set_running_or_notify_cancel():
+                try:
+                    result = call()
+                except StopIteration as stop:  # a future cannot carry it
+                    future.set_exception(RuntimeError(f"the handler raised StopIteration: {stop}"))
+                except BaseException as failed:
+                    future.set_exception(failed)
+                else:
+                    future.set_result(result)
+            del item, future, call
+            self._free.release()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Let the threads end when they are done; waits for nobody."""
+        for _ in self._threads:
+            self._queue.put(None)
+
+
+class Isolated:
+    """Runs the handlers of one worker that do not run in its loop."""
+
+    def __init__(self, concurrency: int) -> None:
+        self._threads = Threads(concurrency)
+        self._idle: list[Child] = []
+        self._children: set[Child] = set()
+        self._lock = threading.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._closed = False
+
+    async def run(self, held: Held, task: Task[Any, Any], payload: Any) -> Any:
+        """The handler's result, or what it raised. Not to be cancelled: see `held.kill` and `ctx.cancelled`."""
+        if task.options.isolation == "process":
+            return await self._loop.run_in_executor(self._threads, self._in_child, held, task)
+        context = contextvars.copy_context()
+        return await self._loop.run_in_executor(self._threads, context.run, task.fn, *task.arguments(payload, held.ctx))
+
+    def close(self) -> None:
+        """End the children; threads end with their handlers."""
+        self._closed = True
+        with self._lock:
+            children, self._idle = list(self._children), []
+        for child in children:
+            child.kill()
+        self._threads.shutdown()
+
+    def _in_child(self, held: Held, task: Task[Any, Any]) -> Encoded:
+        with self._lock:
+            child = self._idle.pop() if self._idle else None
+        if child is None:
+            child = Child()
+            with self._lock:
+                self._children.add(child)
+        held.kill = child.kill
+        if held.why is not None or self._closed:
+            child.kill()
+        try:
+            result = child.run(held, task)
+        finally:
+            held.kill = None
+            with self._lock:
+                keep = child.alive and len(self._idle) < _IDLE_CHILDREN and not self._closed
+                if keep:
+                    self._idle.append(child)
+                else:
+                    self._children.discard(child)
+            if not keep:
+                child.kill()
+        return result
+
+
+def check_importable(task: Task[Any, Any]) -> None:
+    """Refuse a task that a child process could not find by its name."""
+    name = getattr(task.fn, "__qualname__", "")
+    if not name or "<" in name:
+        raise InvalidArgument(
+            f"task {task.name} has isolation='process', but its function {name or task.fn!r} is not at the top of a module, where "
+            f"a child process could import it: move it there, or use isolation='thread'"
+        )  # fmt: skip
+
+
+# ---- parent's side -------------------------------------------------------------------------------------
+
+
+class _Run(msgspec.Struct, array_like=True, tag="run"):
+    module: str
+    name: str
+    payload: bytes
+    execution_id: str
+    attempt: int
+    fence: str
+    tags: list[str]
+    deadline_ms: int
+
+
+class _Ack(msgspec.Struct, array_like=True, tag="ack"):
+    error: str
+
+
+class _Progress(msgspec.Struct, array_like=True, tag="progress"):
+    pct: int
+    message: str
+
+
+class _Result(msgspec.Struct, array_like=True, tag="result"):
+    raw: bytes | None
+
+
+class _Failed(msgspec.Struct, array_like=True, tag="failed"):
+    reason: str
+    category: str
+    detail: str
+    retry_after_ms: int | None
+    final: bool
+
+
+_to_child: Final = msgspec.msgpack.Decoder(_Run | _Ack)
+_from_child: Final = msgspec.msgpack.Decoder(_Progress | _Result | _Failed)
+
+
+class Child:
+    """One child process. `run` blocks its thread; `kill` may be called from any."""
+
+    def __init__(self) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._ours, theirs = spawn.Pipe()
+        self._process = spawn.Process(target=child_main, args=(theirs,), name="ff-child", daemon=True)
+        self._process.start()
+        theirs.close()
+        self._killed = False
+
+    @property
+    def alive(self) -> bool:
+        return not self._killed and self._process.is_alive()
+
+    def kill(self) -> None:
+        """End it now; harmless when repeated."""
+        self._killed = True
+        self._process.kill()
+
+    def run(self, held: Held, task: Task[Any, Any]) -> Encoded:
+        job, fn = held.job, task.fn
+        ends = [at for at in (job.deadline_at, job.attempt_deadline_at) if at]
+        try:
+            self._send(_Run(
+                fn.__module__, getattr(fn, "__qualname__", ""), job.payload, job.execution_id, job.attempt_index, held.fence,
+                job.tags, min(ends, default=0),
+            ))  # fmt: skip
+            while True:
+                said = _from_child.decode(self._ours.recv_bytes())
+                match said:
+                    case _Progress():
+                        self._send(_Ack(self._tell(held, said)))
+                    case _Result():
+                        return Encoded(said.raw)
+                    case _Failed():
+                        raise RemoteFailure(said.reason, said.category, said.detail, said.retry_after_ms, said.final)
+        except (EOFError, OSError) as gone:
+            if self._killed:
+                raise Killed("the child process was killed") from gone
+            self._process.join(1.0)
+            self.kill()
+            raise Failure(f"the child process of the handler ended with code {self._process.exitcode}", category="crashed") from None
+
+    def _send(self, message: msgspec.Struct) -> None:
+        self._ours.send_bytes(msgspec.msgpack.encode(message))
+
+    def _tell(self, held: Held, said: _Progress) -> str:
+        if held.ctx is None:
+            return ""
+        try:
+            held.ctx.progress(said.pct, said.message)
+        except EngineError as refused:
+            return str(refused)
+        return ""
+
+
+# ---- child's side --------------------------------------------------------------------------------------
+
+
+class Unsupported(Fatal):
+    """A handler in a child process asked for what only a handler in the worker's own process has."""
+
+
+class _ChildContext(Context):
+    """Facts and progress; the rest of the context needs the worker's process."""
+
+    __slots__ = ()
+
+    @property
+    def state(self) -> Any:
+        raise Unsupported("ctx.state is not there with isolation='process': open what the handler needs in the handler")
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        pass
+
+
+def child_main(pipe: Connection) -> None:
+    """Run jobs until the worker hangs up. A worker that dies takes its children along, whatever they are doing."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the worker decides what it means
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    inbox: queue.SimpleQueue[_Run | _Ack] = queue.SimpleQueue()
+
+    def listen() -> None:
+        while True:
+            try:
+                inbox.put(_to_child.decode(pipe.recv_bytes()))
+            except (EOFError, OSError):
+                os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        job = inbox.get()
+        if isinstance(job, _Run):
+            pipe.send_bytes(msgspec.msgpack.encode(_perform(job, pipe, inbox)))
+
+
+def _perform(job: _Run, pipe: Connection, inbox: queue.SimpleQueue[_Run | _Ack]) -> msgspec.Struct:
+    def tell(pct: int, message: str) -> Awaitable[None]:
+        pipe.send_bytes(msgspec.msgpack.encode(_Progress(pct, message)))
+        answer = inbox.get()
+        if isinstance(answer, _Ack) and answer.error:
+            raise EngineError(answer.error)
+        return Done()
+
+    try:
+        task = find_task(job.module, job.name)
+        try:
+            payload = task.decode(job.payload)
+        except InvalidArgument as unfit:
+            return _unfit(unfit, "invalid_payload")
+        ctx = _ChildContext(
+            execution_id=job.execution_id, attempt=job.attempt, fence=LeaseFence.parse(job.fence), tags=job.tags,
+            deadline_ms=job.deadline_ms, state=None, task=task, tell=tell,
+        )  # fmt: skip
+        result = task.fn(*task.arguments(payload, ctx))
+        if task.is_async:
+            result = asyncio.run(result)
+    except (Exception, SystemExit) as failed:
+        reason, category, detail, retry_after_ms, final = explain(failed)
+        return _Failed(reason, category, detail, retry_after_ms, final)
+    try:
+        return _Result(task.encode_result(result))
+    except InvalidArgument as unfit:
+        return _unfit(unfit, "result_too_large" if unfit.code == "payload_too_large" else "invalid_result")
+
+
+def _unfit(error: InvalidArgument, category: str) -> _Failed:
+    return _Failed(shorten(str(error)), category, "", None, True)
+
+
+def find_task(module: str, name: str) -> Task[Any, Any]:
+    """The task whose function stands under this name; the decorator has put the task in its place."""
+    from ffsdk.task import Task
+
+    # The worker's main module is imported under another name in a child.
+    found: Any = importlib.import_module("__mp_main__" if module == "__main__" else module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    if not isinstance(found, Task):
+        raise Fatal(f"{module}.{name} is not a task in the child process; declare it at the top of its module")
+    return found
+
+
+def explain(failed: BaseException) -> tuple[str, str, str, int | None, bool]:
+    """Reason, category, traceback, delay wished for, and whether it is final: what a failure report says."""
+    if isinstance(failed, RemoteFailure):
+        return failed.reason, failed.category, failed.detail, failed.retry_after_ms, failed.final
+    detail = _traceback(failed)
+    if isinstance(failed, Failure):
+        after = failed.delay_ms if isinstance(failed, RetryAfter) else None
+        return shorten(failed.reason), failed.category, detail, after, isinstance(failed, Fatal)
+    said = str(failed)
+    name = type(failed).__name__
+    return shorten(f"{name}: {said}" if said else name), "error", detail, None, False
+
+
+def shorten(text: str, most: int = limits.REASON_BYTES) -> str:
+    """The text within a number of bytes; what is too long loses its middle."""
+    raw = text.encode(errors="replace")
+    if len(raw) <= most:
+        return raw.decode()
+    half = (most - 16) // 2
+    return raw[:half].decode(errors="ignore") + " [...] " + raw[-half:].decode(errors="ignore")
+
+
+def _traceback(failed: BaseException) -> str:
+    """The handler's traceback without the frames of the worker around it."""
+    trace = failed.__traceback__
+    here = os.path.dirname(__file__)
+    while trace is not None and trace.tb_next is not None and os.path.dirname(trace.tb_frame.f_code.co_filename) == here:
+        trace = trace.tb_next
+    return shorten("".join(traceback.format_exception(type(failed), failed, trace)))

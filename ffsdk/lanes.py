@@ -1,0 +1,148 @@
+"""A lane seen by its operator: pause, resume, drain, and what is in it.
+
+A lane's state is kept in every partition, so a change is a fan-out; `FanOut.not_reached` names the partitions that
+still have the old one.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from ffcore import ids
+from ffcore.errors import NotFound
+from ffcore.ids import LaneId, PartitionKey
+from ffsdk.fanout import ask_all, change_all
+from ffsdk.views import FanOut, LaneStats
+
+if TYPE_CHECKING:
+    from ffcore.contracts.operator import LaneCounts
+    from ffsdk.client import Client
+
+RATE_WINDOW_MS = 10_000
+RATE_ENTRIES_N = 1_000
+"""At most so much of a feed is read for a rate: one call per partition."""
+_TERMINAL = ("completed", "failed", "cancelled", "expired", "skipped")
+
+
+class Lane:
+    """One lane, by name; it exists from its first job or its first change of state."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self.name = LaneId(ids.check_name(name, "lane"))
+        self._client = client
+
+    def __repr__(self) -> str:
+        return f"<Lane {self.name}>"
+
+    async def pause(self) -> FanOut:
+        """Take new work, start none. What runs goes on."""
+        return await self._set("paused")
+
+    async def resume(self) -> FanOut:
+        """Back to normal, from paused, draining or disabled."""
+        return await self._set("active")
+
+    async def drain(self) -> FanOut:
+        """Start what is there, take no new work: submits are refused, `lane_closed`."""
+        return await self._set("draining")
+
+    async def disable(self) -> FanOut:
+        """Neither take new work nor start any."""
+        return await self._set("disabled")
+
+    async def _set(self, state: str) -> FanOut:
+        from ffcore.contracts.operator import SetLaneStateArgs
+
+        return await change_all(
+            self._client.backend, lambda p: SetLaneStateArgs(partition=p, lane_id=self.name, state=state)
+        )
+
+    async def stats(self) -> LaneStats:
+        """Its numbers, summed over the partitions that answered. NotFound if none knows the lane."""
+        from ffcore.contracts.operator import LaneStatsArgs
+
+        backend = self._client.backend
+        reached, failed = await ask_all(backend, lambda p: LaneStatsArgs(partition=p, lane_id=self.name))
+        unknown = [partition for partition, error in failed.items() if isinstance(error, NotFound)]
+        if not reached and unknown:
+            raise NotFound(f"lane {self.name} has no jobs and no settings", code="lane_not_found", detail=self.name)
+        lost: dict[str, str] = {
+            partition: str(error) for partition, error in failed.items() if not isinstance(error, NotFound)
+        }
+        counts: dict[str, int] = {}
+        for found in reached.values():
+            for word, n in found.counts.items():
+                counts[word] = counts.get(word, 0) + n
+        states = {found.state for found in reached.values()}
+        ages = [found.now_ms - found.oldest_created_at for found in reached.values() if found.oldest_created_at]
+        rate_in, rate_out = await self._rates(reached)
+        depth = {word: counts.get(word, 0) for word in ("delayed", "active", "suspended", *_TERMINAL)}
+        held = counts.get("blocked", 0)
+        return LaneStats(
+            state=states.pop() if len(states) == 1 else "mixed", held=held,
+            depth={"waiting": counts.get("ready", 0) + counts.get("granted", 0) + held, **depth},
+            oldest_age=max(ages, default=0) / 1000, rate_in=rate_in, rate_out=rate_out,
+            idle_workers=max((found.parked for found in reached.values()), default=0), not_reached=lost,
+        )  # fmt: skip
+
+    async def _rates(self, reached: dict[PartitionKey, LaneCounts]) -> tuple[float, float]:
+        """Jobs created and ended per second, from the newest part of the feeds."""
+        created = ended = 0.0
+        for partition, counts in reached.items():
+            n_in, n_out, window_s = await self._moves(partition, counts.now_ms)
+            created, ended = created + n_in / window_s, ended + n_out / window_s
+        return round(created, 3), round(ended, 3)
+
+    async def _moves(self, partition: PartitionKey, now_ms: int) -> tuple[int, int, float]:
+        from ffcore.contracts.reads import ReadEventsArgs
+        from ffcore.errors import Rejected
+
+        backend, since_ms = self._client.backend, max(0, now_ms - RATE_WINDOW_MS)
+        try:
+            feed = await backend.call(ReadEventsArgs(partition=partition, after=f"{since_ms}-0", limit=RATE_ENTRIES_N))
+        except Rejected as refused:
+            if refused.code != "cursor_expired":
+                raise
+            # Busier than the feed is long: what it still holds is the window.
+            feed = await backend.call(ReadEventsArgs(partition=partition, after="-", limit=RATE_ENTRIES_N))
+            first = re.match(r"\d+", feed.entries[0].event_id) if feed.entries else None
+            since_ms = int(first[0]) if first else since_ms
+        until_ms = now_ms
+        if len(feed.entries) == RATE_ENTRIES_N:
+            until_ms = int(feed.entries[-1].event_id.partition("-")[0])
+        created = ended = 0
+        for entry in feed.entries:
+            for kind, text in zip(entry.fields[::2], entry.fields[1::2], strict=True):
+                if kind != "e":
+                    continue
+                execution, was, now, _, _, lane = text.split(" ")[:6]
+                if (was == "-" or now in _TERMINAL) and was != now:
+                    name = await self._client.lane_names.of(partition, lane, execution)
+                    if name == self.name:
+                        created, ended = created + (was == "-"), ended + (now in _TERMINAL)
+        return created, ended, max(until_ms - since_ms, 1_000) / 1000
+
+
+class LaneNames:
+    """Names of the numbers that stand for lanes in a partition's feed; learnt from one record of each, kept for good
+    (a number never changes its lane)."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._known: dict[tuple[PartitionKey, str], LaneId] = {}
+
+    async def of(self, partition: PartitionKey, number: str, uuid: str) -> LaneId | None:
+        """The lane of an execution's feed entry; None if its record is gone and no other told."""
+        known = self._known.get((partition, number))
+        if known is not None:
+            return known
+        from ffcore.contracts.reads import ReadExecutionArgs
+        from ffcore.ids import ExecutionId
+
+        try:
+            stored = await self._client.backend.call(ReadExecutionArgs(execution_id=ExecutionId(f"{partition}:{uuid}")))
+        except NotFound:
+            return None
+        self._known[partition, stored.fields["lane"]] = stored.lane_id
+        return self._known.get((partition, number))

@@ -1,0 +1,238 @@
+"""Running handlers: a fixed set of long-lived tasks that take jobs from a buffer.
+
+No task is made per job. What a handler leaves behind (context variables, a pending cancel) must not reach the next
+job, so a runner that was changed by a job retires and another takes its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import time
+import types
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from ffcore.errors import InvalidArgument
+from ffsdk.context import Context
+from ffsdk.held import RUNNING, Held
+from ffsdk.isolation import Encoded
+
+if TYPE_CHECKING:
+    from ffsdk.isolation import Isolated
+    from ffsdk.task import Task
+
+log = logging.getLogger("flowfabric.worker")
+
+SLICE_S: Final = 0.001
+"""A runner lets the loop do something else after this much work, also if its handlers never wait."""
+SHORT_S: Final = 0.05
+"""Handlers shorter than this on average are worth a buffer: their worker would starve for a round trip."""
+EVEN: Final = 0.1
+"""Weight of the newest duration in the running mean."""
+
+
+class Outcomes(Protocol):
+    """Where the outcomes of handlers go. None of these waits."""
+
+    def context_of(self, held: Held, task: Task[Any, Any]) -> Context: ...
+    def completed(self, held: Held, result: bytes | None) -> None: ...
+    def failed(self, held: Held, error: BaseException) -> None: ...
+    def unfit(self, held: Held, error: InvalidArgument, category: str) -> None: ...
+    def unknown(self, held: Held) -> None: ...
+    def stopped(self, held: Held) -> None: ...
+    def arm(self, held: Held) -> None: ...
+
+
+class Runners:
+    """At most `concurrency` handlers at a time. Methods belong to the event loop's thread."""
+
+    def __init__(
+        self, outcomes: Outcomes, isolated: Isolated, tasks: Mapping[str, Task[Any, Any]], concurrency: int, prefetch: int | None
+    ) -> None:
+        """prefetch: jobs to hold beyond those that run; None: as many as `concurrency` while handlers are short."""
+        self._outcomes, self._isolated, self._tasks_known = outcomes, isolated, tasks
+        self._concurrency, self._prefetch = concurrency, prefetch
+        self._loop = asyncio.get_running_loop()
+        self._baseline = contextvars.copy_context()
+        self.buffer: deque[Held] = deque()
+        self._idle: list[asyncio.Future[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self.mean_s: float | None = None
+        """Running mean of how long handlers take; None until one has ended."""
+        self.running_n = 0
+        self.on_rest: Callable[[], None] | None = None
+        """Called whenever no handler runs any more; for a worker that stops."""
+
+    def load(self) -> int:
+        """Jobs in the buffer or with a handler."""
+        return len(self.buffer) + self.running_n
+
+    def capacity(self) -> int:
+        """How many jobs the worker may hold unfinished."""
+        extra = self._prefetch
+        if extra is None:
+            extra = self._concurrency if self.mean_s is not None and self.mean_s < SHORT_S else 0
+        return self._concurrency + extra
+
+    def add(self, jobs: list[Held]) -> None:
+        """Run these. One runner is woken; it wakes the others if its handler waits for something."""
+        self.buffer.extend(jobs)
+        self._wake(1)
+
+    def take_back(self) -> list[Held]:
+        """Jobs that have not started, which now never will."""
+        jobs = list(self.buffer)
+        self.buffer.clear()
+        return jobs
+
+    def drop(self, held: Held) -> bool:
+        """Take one job out of the buffer; False if it is not there."""
+        try:
+            self.buffer.remove(held)
+        except ValueError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """End the runners; handlers still running are cancelled and report nothing."""
+        self._closing = True
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            # A handler that refuses to be cancelled must not keep the worker from ending.
+            await asyncio.wait(self._tasks, timeout=1.0)
+
+    def _wake(self, n: int) -> None:
+        idle = self._idle
+        while n > 0 and idle:
+            waiter = idle.pop()
+            if not waiter.done():
+                waiter.set_result(None)
+                n -= 1
+        while n > 0 and len(self._tasks) < self._concurrency and not self._closing:
+            # Not the caller's context: that may be a handler's.
+            task = self._loop.create_task(self._run(), context=self._baseline.copy())
+            self._tasks.add(task)
+            task.add_done_callback(self._retired)
+            n -= 1
+
+    def _retired(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (broken := task.exception()) is not None:
+            self._loop.call_exception_handler({"message": "a worker's runner broke", "exception": broken, "task": task})
+        if self.buffer and not self._closing:
+            self._wake(len(self.buffer))
+
+    async def _run(self) -> None:
+        buffer, tasks, outcomes, clock = self.buffer, self._tasks_known, self._outcomes, time.monotonic
+        me: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
+        baseline = self._baseline
+        spent = 0.0
+        while not self._closing:
+            if not buffer:
+                waiter: asyncio.Future[None] = self._loop.create_future()
+                self._idle.append(waiter)
+                await waiter
+                spent = 0.0
+                continue
+            held = buffer.popleft()
+            if held.why is not None:
+                outcomes.stopped(held)
+                continue
+            task = tasks.get(held.job.task)
+            if task is None or task.version != held.job.version:
+                outcomes.unknown(held)
+                continue
+            try:
+                payload = task.decode(held.job.payload)
+            except InvalidArgument as unfit:
+                outcomes.unfit(held, unfit, "invalid_payload")
+                continue
+            ctx = None
+            if task.takes_ctx:
+                held.ctx = ctx = outcomes.context_of(held, task)
+            held.stage = RUNNING
+            self.running_n += 1
+            if held.timeout_at:
+                outcomes.arm(held)
+            began = clock()
+            try:
+                if task.is_async and task.options.isolation != "process":
+                    held.runner = me
+                    result = await self._drive(task.fn(*task.arguments(payload, ctx)))
+                else:
+                    if buffer:
+                        self._wake(len(buffer))
+                    result = await self._isolated.run(held, task, payload)
+            except asyncio.CancelledError as stopped:
+                if held.why is None and self._closing:
+                    raise
+                if held.why is None:
+                    outcomes.failed(held, stopped)
+                else:
+                    outcomes.stopped(held)
+            except (Exception, SystemExit) as failed:
+                outcomes.failed(held, failed)
+            else:
+                self._report(held, task, result)
+            ended = clock()
+            self.running_n -= 1
+            held.runner = None
+            if self.on_rest is not None and self.running_n == 0:
+                self.on_rest()
+            took = ended - began
+            self.mean_s = took if self.mean_s is None else self.mean_s + EVEN * (took - self.mean_s)
+            spent += took
+            if held.timer is not None:
+                held.timer.cancel()
+                held.timer = None
+            if me.cancelling() or contextvars.copy_context() != baseline:
+                return  # `_retired` starts another in its place
+            if spent > SLICE_S:
+                spent = 0.0
+                if buffer:
+                    self._wake(len(buffer))
+                await asyncio.sleep(0)
+
+    def _report(self, held: Held, task: Task[Any, Any], result: Any) -> None:
+        if held.why == "lost":
+            self._outcomes.stopped(held)
+            return
+        try:
+            raw = result.raw if type(result) is Encoded else task.encode_result(result)
+        except InvalidArgument as unfit:
+            self._outcomes.unfit(held, unfit, "result_too_large" if unfit.code == "payload_too_large" else "invalid_result")
+        else:
+            self._outcomes.completed(held, raw)
+
+    @types.coroutine
+    def _drive(self, coro: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        """Await a handler. The first time it waits for something, other runners go on with the buffer; a handler
+        that never waits costs no wake-up at all."""
+        try:
+            waits_for = coro.send(None)
+        except StopIteration as returned:
+            return returned.value
+        if self.buffer:
+            self._wake(len(self.buffer))
+        while True:
+            try:
+                value = yield waits_for
+            except GeneratorExit:
+                coro.close()
+                raise
+            except BaseException as thrown:
+                try:
+                    waits_for = coro.throw(thrown)
+                except StopIteration as returned:
+                    return returned.value
+            else:
+                try:
+                    waits_for = coro.send(value)
+                except StopIteration as returned:
+                    return returned.value
+

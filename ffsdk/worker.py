@@ -1,0 +1,528 @@
+"""The worker: takes jobs of some lanes, runs their handlers, reports what came of them.
+
+The rule: a job is this worker's only while its lease is, and every report carries the lease's fence. What the worker
+holds when it dies comes back by itself when the leases end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+
+from ffcore import checks, ids, limits
+from ffcore.backend import Backend, Subscription
+from ffcore.capabilities import Capabilities
+from ffcore.contracts.batch import ClaimedJob
+from ffcore.contracts.reads import ListCapabilitySetsArgs
+from ffcore.contracts.roster import AnnounceTasksArgs, PublishTasksArgs, RegisterWorkerArgs, TaskRow
+from ffcore.errors import EngineError, InvalidArgument, Unavailable
+from ffcore.ids import PartitionKey, WorkerInstanceId, partition_key
+from ffengine.tick import Ticker
+from ffsdk.context import Context, teller
+from ffsdk.held import ENDED, RUNNING, WAITING, Held, Why
+from ffsdk.isolation import Isolated, Killed, check_importable, explain
+from ffsdk.renewal import Renewals, RenewalThread, interval, renew_in_loop
+from ffsdk.reports import Reports, call_until_answered, spawn
+from ffsdk.runner import Runners
+from ffsdk.slots import Part, Slots
+from ffsdk.times import Duration, span_ms
+
+if TYPE_CHECKING:
+    from ffsdk.app import App
+    from ffsdk.task import Task
+
+log = logging.getLogger("flowfabric.worker")
+
+GRACE_S: Final = 25.0
+"""Below the 30 s that Kubernetes and systemd give by default."""
+CANCEL_WAIT_S: Final = 2.0
+"""How long cancelled handlers may take to end before the worker leaves without them."""
+SETTLE_S: Final = 5.0
+"""How long a stopping worker tries to report to a store that does not answer."""
+REGISTER_S: Final = 10.0
+REGISTER_TTL_MS: Final = 30_000
+ANNOUNCE_S: Final = 20.0
+"""A job that an older worker handed back as unknown waits for a minute: within it somebody must say that he knows it."""
+LOOK_S: Final = 0.5
+
+
+class Worker:
+    """Runs the tasks of an app: ``await app.worker(lanes=["checkout"], concurrency=16).run()``.
+
+    lanes         whose jobs to take; None: those of the app's tasks
+    concurrency   handlers at a time, async ones and threads together
+    capabilities  what this worker has ("gpu", "torch==2.4"), for tasks with `requires`
+    lease         seconds or timedelta between renewals allowed; a crashed worker's jobs come back after it
+    prefetch      jobs held beyond those that run; "auto": as many as `concurrency` while handlers are short, else none
+    grace         how long a stopping worker lets handlers finish
+    tick          also do what is due in the store (retries, timeouts, lost leases); some process has to
+    name          shown to operators; default: the host's
+    """
+
+    def __init__(
+        self, app: App, *, lanes: Sequence[str] | None = None, concurrency: int = 16, capabilities: Iterable[str] = (),
+        lease: Duration = limits.LEASE_TTL_MS / 1000, prefetch: int | Literal["auto"] = "auto", grace: Duration = GRACE_S,
+        tick: bool = True, name: str | None = None,
+    ) -> None:
+        if isinstance(lanes, str):
+            raise InvalidArgument(f"lanes is {lanes!r:.60}: use a list, as in [{lanes!r:.60}]")
+        self.app = app
+        self.lanes: list[str] = list(dict.fromkeys(lanes if lanes is not None else sorted({t.lane for t in app.tasks.values()})))
+        if not self.lanes or len(self.lanes) > limits.TAGS_N:
+            raise InvalidArgument(f"a worker serves 1 to {limits.TAGS_N} lanes, not {len(self.lanes)}: declare a task, or pass lanes=")
+        for lane in self.lanes:
+            ids.check_name(lane, "lane")
+        checks.whole(concurrency, "concurrency", 1, 10_000)
+        if prefetch != "auto":
+            checks.whole(prefetch, "prefetch", 0, 10_000)
+        self.concurrency = concurrency
+        self.capabilities = Capabilities(capabilities)
+        for task in app.tasks.values():
+            if task.options.isolation == "process":
+                check_importable(task)
+        self._lease_ms = span_ms(lease, "lease", low_ms=limits.LEASE_TTL_MIN_MS)
+        checks.lease_ttl_ms(self._lease_ms)
+        self._prefetch = None if prefetch == "auto" else prefetch
+        self._grace_s = span_ms(grace, "grace") / 1000
+        self._tick = tick
+        host = "".join(c if c.isalnum() or c in "_-" else "-" for c in socket.gethostname())
+        self.name = ids.check_name(name, "worker") if name is not None else (host or "worker")
+        self.instance = f"{self.name[:18]}-{os.getpid()}-{secrets.token_hex(4)}"
+        """Unique per worker; names it in leases, in the roster and on its channels. At most 40 bytes."""
+        self.started = asyncio.Event()
+        """Set when the worker takes jobs."""
+        self._held: dict[str, Held] = {}
+        """By lease id: one execution may come back under a new lease before the old handler has ended."""
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stop: asyncio.Future[None] | None = None
+        self._hurry = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._stop_asked = False
+        self._thread: RenewalThread | None = None
+        self._nudged = asyncio.Event()
+        self._known_sets: dict[PartitionKey, frozenset[str]] = {}
+
+    # ---- running and stopping
+
+    async def run(self, *, signals: bool = False) -> None:
+        """Take and run jobs until `stop`. With `signals`, SIGTERM and SIGINT stop it; a second one does not wait.
+
+        Raises what repeating does not mend: a store that is not initialised, that refuses, that runs other code."""
+        if self._stop is not None:
+            raise InvalidArgument("this worker runs already, or has run: make another one")
+        loop = asyncio.get_running_loop()
+        self._stop = loop.create_future()
+        if self._stop_asked:
+            self._stop.set_result(None)
+        caught = self._catch_signals(loop) if signals else ()
+        try:
+            backend = await self.app.backend()
+            try:
+                async with self.app.lifespan() as state:
+                    await self._serve(backend, state)
+            finally:
+                await self.app.release()
+        finally:
+            for number in caught:
+                loop.remove_signal_handler(number)
+            self._ended.set()
+
+    def run_blocking(self) -> None:
+        """`run` in a loop of its own, until SIGTERM or SIGINT."""
+        asyncio.run(self.run(signals=True))
+
+    async def stop(self, *, wait: bool = True) -> None:
+        """Take no more jobs, let handlers finish within the grace, hand the rest back; returns when that is done.
+        Called again, it does not wait for handlers any longer. `wait=False` is for handlers, which would wait for
+        themselves."""
+        self.request_stop()
+        if wait:
+            await self._ended.wait()
+
+    def request_stop(self) -> None:
+        """What `stop` does, without waiting; for signal handlers."""
+        if self._stop_asked:
+            self._hurry.set()
+        self._stop_asked = True
+        if self._stop is not None and not self._stop.done():
+            self._stop.set_result(None)
+
+    def _catch_signals(self, loop: asyncio.AbstractEventLoop) -> tuple[int, ...]:
+        caught: list[int] = []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # no main thread, or no signals here
+                loop.add_signal_handler(number, self._on_signal, number)
+                caught.append(number)
+        return tuple(caught)
+
+    def _on_signal(self, number: int) -> None:
+        log.warning("%s: %s", signal.Signals(number).name, "stopping at once" if self._stop_asked else "finishing what runs")
+        self.request_stop()
+
+    async def _serve(self, backend: Backend, state: Any) -> None:
+        assert self._stop is not None
+        virtual = backend.url.startswith("memory://")
+        loop = asyncio.get_running_loop()
+        self._backend, self._state, self._loop = backend, state, loop
+        self._clock: Callable[[], float] = loop.time if virtual else time.monotonic
+        self._isolated = Isolated(self.concurrency)
+        self._runners = Runners(self, self._isolated, self.app.tasks, self.concurrency, self._prefetch)
+        self._slots = Slots(
+            backend, instance=self.instance, worker_id=self.name, lanes=self.lanes, lease_ms=self._lease_ms, clock=self._clock,
+            capacity=self._runners.capacity, load=self._runners.load, arrived=self._arrived, settled=self._settled,
+            revised=self._revised, broken=self._broken, polls=not virtual,
+        )  # fmt: skip
+        self._reports = Reports(backend, done=self._forget, broken=self._broken)
+        self._renewals = Renewals(
+            self._held, lease_ms=self._lease_ms, clock=self._clock,
+            lost=self._lose if virtual else self._lose_from_thread, cancel=self._cancel if virtual else self._cancel_from_thread,
+        )  # fmt: skip
+        self._shortest_ms = self._lease_ms
+        subscription: Subscription | None = None
+        ticker = Ticker(backend, self.instance) if self._tick and not virtual else None
+        try:
+            subscription = await self._start(backend, virtual)
+            if ticker is not None:
+                spawn(self._tasks, ticker.run(), "ff ticker").add_done_callback(self._part_ended)
+            spawn(self._tasks, self._stay(virtual), "ff worker roster").add_done_callback(self._part_ended)
+            if virtual:
+                renewing = renew_in_loop(self._renewals, backend, lambda: self._nudged)
+                spawn(self._tasks, renewing, "ff renewal").add_done_callback(self._part_ended)
+            else:
+                self._thread = RenewalThread(self._renewals, backend, loop=loop, shortest_s=self._lease_ms / 1000)
+                self._thread.start()
+                loop.call_later(LOOK_S, self._look)
+            log.info("worker %s takes jobs of %s", self.instance, ", ".join(self.lanes))
+            self._slots.wake()
+            self.started.set()
+            await self._stop
+            await self._drain()
+        finally:
+            if ticker is not None:
+                ticker.stop()
+            await self._close(backend, subscription)
+
+    async def _start(self, backend: Backend, virtual: bool) -> Subscription:
+        """Say who is there and what it knows, and listen, before the first claim."""
+        tasks = self.app.tasks.values()
+        await self._register(virtual)
+        rows = [TaskRow(task.name, task.version, task.descriptor()) for task in tasks]
+        for at in range(0, len(rows), limits.ROWS_N):
+            await backend.call(PublishTasksArgs(partition=partition_key(0, "w"), items=rows[at : at + limits.ROWS_N]))
+        await self._announce()
+        if self.capabilities:
+            await self._learn(self._slots.parts)
+        self._channels = {backend.worker_channel(key, self.instance): key for key in backend.config.keys()}
+        return await backend.subscribe(tuple(self._channels), self._heard, self._slots.ask_everywhere)
+
+    async def _drain(self) -> None:
+        """Give back what has not started, wait for the handlers, cancel those that take too long."""
+        runners, slots = self._runners, self._slots
+        slots.claiming = False
+        for held in runners.take_back():
+            self._return(held)
+        rested = asyncio.Event()
+        runners.on_rest = rested.set
+        if runners.running_n:
+            log.info("worker %s waits for %d handlers", self.instance, runners.running_n)
+            await self._wait_for(rested, self._grace_s, or_hurry=True)
+        if runners.running_n:
+            for held in tuple(self._held.values()):
+                if held.stage == RUNNING:
+                    self._stop_handler(held, "stop")
+            await self._wait_for(rested, CANCEL_WAIT_S)
+        for held in tuple(self._held.values()):
+            if held.stage == RUNNING:
+                # Its lease ends by itself. Handing back a handler that still runs would make two of it.
+                log.warning("%s did not stop; its job will be taken over when the lease ends", held)
+        try:
+            async with asyncio.timeout(SETTLE_S):
+                await slots.settle()
+                await self._reports.settle()
+        except TimeoutError:
+            log.warning("the store did not answer; %d outcomes are not reported", slots.unsettled)
+
+    async def _wait_for(self, rested: asyncio.Event, seconds: float, *, or_hurry: bool = False) -> None:
+        waiting = [asyncio.ensure_future(rested.wait())]
+        if or_hurry:
+            waiting.append(asyncio.ensure_future(self._hurry.wait()))
+        try:
+            await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waiting:
+                one.cancel()
+
+    async def _close(self, backend: Backend, subscription: Subscription | None) -> None:
+        self._stop_asked = True
+        if self._thread is not None:
+            self._thread.stop()
+        self._slots.claiming = False
+        await self._runners.close()
+        self._isolated.close()
+        await self._slots.close()
+        await self._reports.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            async with asyncio.timeout(1.0):
+                if subscription is not None:
+                    await subscription.close()
+                await self._register(False, ttl_ms=0)
+        except (EngineError, TimeoutError):
+            pass  # it is forgotten by itself when its time in the roster is over
+
+    def _broken(self, error: BaseException) -> None:
+        """Something that no repeating mends: `run` raises it."""
+        if self._stop is not None and not self._stop.done():
+            self._stop.set_exception(error)
+        else:
+            log.error("while stopping: %s", error)
+
+    def _part_ended(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (broken := task.exception()) is not None:
+            self._broken(broken)
+
+    # ---- being there
+
+    async def _register(self, virtual: bool, ttl_ms: int | None = None) -> None:
+        info = {
+            "name": self.name, "host": socket.gethostname(), "pid": os.getpid(), "lanes": self.lanes,
+            "concurrency": self.concurrency, "capabilities": sorted(self.capabilities.tokens)[: limits.TAGS_N],
+            "tasks": [f"{t.name}@{t.version}" for t in list(self.app.tasks.values())[: limits.PAGE_N]],
+        }  # fmt: skip
+        if ttl_ms is None:
+            ttl_ms = limits.LEASE_TTL_MAX_MS if virtual else REGISTER_TTL_MS
+        await self._backend.call(RegisterWorkerArgs(
+            partition=partition_key(0, "w"), worker_instance_id=WorkerInstanceId(self.instance), ttl_ms=ttl_ms,
+            info=msgspec.json.encode(info)[:16384],
+        ))  # fmt: skip
+
+    async def _announce(self) -> None:
+        """Tell every partition which tasks this worker knows: jobs that waited for one are ready again."""
+        known = [f"{task.name}@{task.version}" for task in self.app.tasks.values()][: limits.PAGE_MAX_N]
+        for key in self._backend.config.keys():
+            while (await self._backend.call(AnnounceTasksArgs(partition=key, tasks=known))).count >= limits.ROWS_N:
+                pass
+
+    async def _stay(self, virtual: bool) -> None:
+        """Stay in the roster, and look at what changes seldom. On virtual time, look whenever time has moved."""
+        pace = self.app.pace
+        registered = announced = self._clock()
+        while True:
+            await pace.pause(REGISTER_S)
+            try:
+                if pace.virtual:
+                    self._slots.ask_everywhere()
+                now = self._clock()
+                if now - registered >= (3600.0 if virtual else REGISTER_S - 1):
+                    await self._register(virtual)
+                    registered = now
+                    if self.capabilities:
+                        await self._learn(self._slots.parts)
+                if now - announced >= ANNOUNCE_S - 1:
+                    await self._announce()
+                    announced = now
+            except Unavailable as away:
+                log.warning("the store does not answer, trying again: %s", away)
+
+    def _revised(self, parts: Sequence[Part], revision: int) -> None:
+        if self.capabilities:
+            spawn(self._tasks, self._learn(parts), "ff capabilities").add_done_callback(self._part_ended)
+
+    async def _learn(self, parts: Sequence[Part]) -> None:
+        """Read which capability sets the jobs require, and serve those this worker meets."""
+        for part in parts:
+            table = await call_until_answered(self._backend, ListCapabilitySetsArgs(partition=part.key, lanes=self.lanes))
+            self._known_sets[part.key] = frozenset(s.digest for s in table.sets if self.capabilities.serves(s.tokens.split(",")))
+        served = sorted(frozenset[str]().union(*self._known_sets.values()))
+        if served != sorted(self._slots.capability_sets):
+            self._slots.capability_sets = served
+            self._slots.ask_everywhere()
+
+    def _heard(self, channel: str, data: bytes) -> None:
+        key = self._channels.get(channel)
+        if key is None:
+            return
+        if data == b"work":
+            self._slots.rung(key)
+            return
+        # "cancel <id>" or "revoked <id>". It may be about an earlier lease of the job: a renewal tells.
+        _, _, execution_id = data.decode(errors="replace").partition(" ")
+        for held in self._held.values():
+            if held.job.execution_id == execution_id and held.stage != ENDED:
+                held.renew_at = 0.0
+                self._nudge_renewal()
+
+    def _nudge_renewal(self, lease_s: float | None = None) -> None:
+        if self._thread is not None:
+            self._thread.nudge(lease_s)
+        else:
+            event, self._nudged = self._nudged, asyncio.Event()
+            event.set()
+
+    def _look(self) -> None:
+        """The thread does this too, but may be stuck in a call to a store that does not answer."""
+        if not self._ended.is_set() and self._thread is not None:
+            self._renewals.overdue(self._clock())
+            self._loop.call_later(LOOK_S, self._look)
+
+    # ---- jobs come and go
+
+    def _arrived(self, jobs: Sequence[ClaimedJob], part_of: Callable[[ClaimedJob], Part], sent: float, now_ms: int) -> None:
+        fresh: list[Held] = []
+        held_by_lease, claiming = self._held, self._slots.claiming
+        was_empty = not held_by_lease
+        shortest_ms = self._shortest_ms
+        for job in jobs:
+            lease_ms = job.lease_expires_at - now_ms
+            timeout_at = 0.0
+            if job.attempt_deadline_at:
+                # A little early: at the very end the store ends the attempt by itself, and our report comes too late.
+                left_s = (job.attempt_deadline_at - now_ms) / 1000
+                timeout_at = sent + left_s - min(0.05, left_s / 20)
+            elif lease_ms < shortest_ms:
+                shortest_ms = lease_ms
+            held = Held(job, part_of(job), sent + lease_ms / 1000, sent + interval(lease_ms / 1000), timeout_at)
+            held_by_lease[job.lease_id] = held
+            if job.cancel_requested:
+                held.why = "cancel"
+                self._reports.cancel(held)
+            elif not claiming:
+                self._return(held)
+            else:
+                fresh.append(held)
+        if was_empty or shortest_ms < self._shortest_ms or (self._thread is None and fresh):
+            self._shortest_ms = shortest_ms
+            self._nudge_renewal(shortest_ms / 1000)
+        if fresh:
+            self._runners.add(fresh)
+
+    def _settled(self, held: Held, code: str) -> None:
+        self._held.pop(held.job.lease_id, None)
+        if code:
+            # The lease was lost, or the job has ended meanwhile: somebody else's outcome stands.
+            log.info("the result of %s was refused: %s", held, code)
+
+    def _forget(self, held: Held) -> None:
+        self._held.pop(held.job.lease_id, None)
+        self._slots.wake()
+
+    def _return(self, held: Held) -> None:
+        """Give back a job that has not started."""
+        self._reports.give_back(held, "refused")
+
+    # ---- what the runners say (ffsdk.runner.Outcomes)
+
+    def context_of(self, held: Held, task: Task[Any, Any]) -> Context:
+        return Context.of(held, task, self._state, teller(self._backend, held, self._loop))
+
+    def arm(self, held: Held) -> None:
+        held.timer = self._loop.call_later(max(0.0, held.timeout_at - self._clock()), self._timed_out, held)
+
+    def completed(self, held: Held, result: bytes | None) -> None:
+        if held.stage == ENDED or held.why == "lost":
+            self._drop(held)
+        else:
+            self._slots.complete(held, result)
+
+    def failed(self, held: Held, error: BaseException) -> None:
+        if held.stage == ENDED or held.why == "lost":
+            self._drop(held)
+        elif isinstance(error, Killed) or held.why == "cancel" or (held.why and isinstance(error, asyncio.CancelledError)):
+            self.stopped(held)
+        else:
+            reason, category, detail, retry_after_ms, final = explain(error)
+            self._reports.fail(held, reason, category, detail, retry_after_ms, final)
+
+    def unfit(self, held: Held, error: InvalidArgument, category: str) -> None:
+        if held.stage == ENDED or held.why == "lost":
+            self._drop(held)
+        else:
+            self._reports.fail(held, str(error), category, final=True)
+
+    def unknown(self, held: Held) -> None:
+        log.info("%s: this worker does not know version %d of the task", held, held.job.version)
+        self._reports.give_back(held, "unknown_task")
+
+    def stopped(self, held: Held) -> None:
+        """A handler has ended because it was stopped, or has not started because of that."""
+        if held.stage == ENDED or held.why == "lost":
+            self._drop(held)
+        elif held.why == "cancel":
+            self._reports.cancel(held)
+        elif held.why == "timeout":
+            self._fail_timeout(held)
+        elif held.why == "stop" and held.stage == WAITING:
+            self._return(held)
+        else:
+            self._reports.give_back(held, "hand_back")
+
+    def _drop(self, held: Held) -> None:
+        """No report: the lease is lost, or the report is on its way already."""
+        if held.why == "lost":
+            held.stage = ENDED
+            self._held.pop(held.job.lease_id, None)
+        self._slots.wake()
+
+    # ---- stopping handlers
+
+    def _stop_handler(self, held: Held, why: Why) -> None:
+        if held.why is None or why == "lost":
+            held.why = why
+        if held.ctx is not None:
+            held.ctx.cancelled = True
+        if held.stage == WAITING:
+            if self._runners.drop(held):
+                self.stopped(held)
+        elif held.runner is not None:
+            held.runner.cancel()
+        elif held.kill is not None:
+            held.kill()
+
+    def _timed_out(self, held: Held) -> None:
+        if held.stage != RUNNING or held.why is not None:
+            return
+        self._stop_handler(held, "timeout")
+        if held.runner is None and held.kill is None:
+            # A thread cannot be stopped. It stays busy until it returns; the attempt is over now.
+            self._fail_timeout(held)
+
+    def _fail_timeout(self, held: Held) -> None:
+        self._reports.fail(held, "the attempt ran out of time", "timeout")
+
+    def _cancel(self, held: Held) -> None:
+        if held.stage != ENDED and held.why is None:
+            self._stop_handler(held, "cancel")
+
+    def _cancel_from_thread(self, held: Held) -> None:
+        self._from_thread(self._cancel, held)
+
+    def _lose(self, held: Held, why: str) -> None:
+        if held.stage == ENDED or self._held.get(held.job.lease_id) is not held:
+            return
+        log.warning("the lease of %s is lost: %s", held, why)
+        del self._held[held.job.lease_id]
+        self._stop_handler(held, "lost")
+
+    def _lose_from_thread(self, held: Held, why: str) -> None:
+        # At once, so that a handler which ends before the loop gets to it reports nothing.
+        held.why = "lost"
+        self._from_thread(self._lose, held, why)
+
+    def _from_thread(self, call: Callable[..., None], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: so is the worker
+            self._loop.call_soon_threadsafe(call, *args)
+
+
+__all__ = ["Worker"]
