@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import click
 
@@ -91,20 +91,26 @@ def expected(error: BaseException) -> bool:
 
     if isinstance(error, EngineError):
         return not isinstance(error, EngineBug)
-    if isinstance(error, BaseExceptionGroup):
-        return all(expected(part) for part in error.exceptions)
+    if parts := parts_of(error):
+        return all(expected(part) for part in parts)
     from ffsdk.errors import JobEnded
 
     return isinstance(error, JobEnded)
 
 
+def parts_of(error: BaseException) -> tuple[BaseException, ...]:
+    """The errors of a group; of any other error none."""
+    return cast("BaseExceptionGroup[BaseException]", error).exceptions if isinstance(error, BaseExceptionGroup) else ()
+
+
 def tell(error: BaseException, as_json: bool) -> None:
     """Say what went wrong on stderr, as one JSON object where lines of JSON were asked for."""
-    lines = [str(part) for part in error.exceptions] if isinstance(error, BaseExceptionGroup) else []
+    lines = [str(part) for part in parts_of(error)]
     message = str(error) or type(error).__name__
     if as_json:
         told: dict[str, Any] = {
-            "error": getattr(error, "code", None) or ("timeout" if isinstance(error, TimeoutError) else type(error).__name__),
+            "error": getattr(error, "code", None)
+            or ("timeout" if isinstance(error, TimeoutError) else type(error).__name__),
             "message": message,
             "exit_code": exit_code(error),
         }

@@ -64,7 +64,7 @@ def with_password(url: str, file: str) -> str:
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    if value and param.name is not None:
+    if value and param.name:
         setattr(ctx.ensure_object(Settings), param.name, value)
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import base64
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,9 +31,18 @@ class Column(NamedTuple):
 
 
 STYLES = {
-    "completed": "green", "active": "cyan", "failed": "bold red", "expired": "red", "cancelled": "yellow",
-    "waiting": "", "delayed": "dim", "paused": "yellow", "ok": "green", "warning": "yellow", "violation": "bold red",
-}  # fmt: skip
+    "completed": "green",
+    "active": "cyan",
+    "failed": "bold red",
+    "expired": "red",
+    "cancelled": "yellow",
+    "waiting": "",
+    "delayed": "dim",
+    "paused": "yellow",
+    "ok": "green",
+    "warning": "yellow",
+    "violation": "bold red",
+}
 
 
 def instant(ms: int | str | None) -> str | None:
@@ -77,7 +86,7 @@ def plain(value: Any) -> Any:
     """A value JSON can carry: bytes become the JSON they hold, or base64 under a key that says so, as does text that is
     none (a stored digest, read as text). Mappings are looked into."""
     if isinstance(value, Mapping):
-        return {key: plain(v) for key, v in value.items()}
+        return {key: plain(v) for key, v in cast("Record", value).items()}
     if isinstance(value, str):
         try:
             value.encode()
@@ -105,9 +114,9 @@ def cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return " ".join(f"{k}={v}" for k, v in value.items())
+        return " ".join(f"{k}={v}" for k, v in cast("Record", value).items())
     if isinstance(value, list | tuple | frozenset | set):
-        return ",".join(str(v) for v in value)
+        return ",".join(str(v) for v in cast("Iterable[Any]", value))
     return printable(str(value))
 
 
@@ -128,7 +137,9 @@ def encodes(text: str, stream: TextIO) -> bool:
 class Out:
     """One command's standard output."""
 
-    def __init__(self, *, json: bool, stream: TextIO | None = None, color: bool = True, width: int | None = None) -> None:
+    def __init__(
+        self, *, json: bool, stream: TextIO | None = None, color: bool = True, width: int | None = None
+    ) -> None:
         self.json, self.stream = json, stream or sys.stdout
         self.tty = self.stream.isatty()
         self._color, self._width = color, width
@@ -136,9 +147,11 @@ class Out:
     def console(self) -> Console:
         from rich.console import Console
 
-        # Rich looks at NO_COLOR itself; a pipe gets neither colours nor a width to be cut at.
+        # No colours means no escapes at all, bold ones neither. A pipe is not cut at a width.
         width = self._width or (None if self.tty else WIDE)
-        return Console(file=self.stream, no_color=not self._color or None, width=width, markup=False, highlight=False, emoji=False)
+        return Console(
+            file=self.stream, color_system="auto" if self._color else None, width=width, markup=False, highlight=False, emoji=False
+        )
 
     def record(self, record: Record, title: str = "", shown: Sequence[Column] | None = None) -> None:
         """One thing: two columns of names and values, or one JSON object."""
@@ -177,8 +190,14 @@ class Out:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD if self.tty else None, title=title, title_justify="left",
-                      header_style="bold", pad_edge=False, show_edge=False)  # fmt: skip
+        table = Table(
+            box=box.SIMPLE_HEAD if self.tty else None,
+            title=title,
+            title_justify="left",
+            header_style="bold",
+            pad_edge=False,
+            show_edge=False,
+        )
         for column in columns:
             # An id is copied with the mouse: it is folded rather than cut.
             table.add_column(Text(column.title), justify="right" if column.right else "left", overflow="fold")
@@ -193,7 +212,7 @@ class Out:
             self.console().print(text, soft_wrap=True)
 
     @contextmanager
-    def progress(self, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    def progress(self, what: str, total: int | None) -> Generator[Callable[[int], None]]:
         """A progress bar on a terminal's stderr; elsewhere nothing. Yields `advance(n)`."""
         if self.json or not sys.stderr.isatty():
             yield lambda n: None
@@ -201,7 +220,9 @@ class Out:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        console = Console(stderr=True, no_color=not self._color or None)
-        with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console) as bar:
+        console = Console(stderr=True, color_system="auto" if self._color else None)
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+        ) as bar:
             task = bar.add_task(what, total=total)
             yield lambda n: bar.advance(task, n)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ffcore import ids, limits
@@ -62,7 +62,9 @@ def execution_id(text: str, backend: Backend) -> ExecutionId:
     return ExecutionId(ids.check_id(text, partitions=backend.config.fp))
 
 
-async def everywhere(backend: Backend, ask: Callable[[PartitionKey], Args[R]], family: str = "fp") -> dict[PartitionKey, R]:
+async def everywhere(
+    backend: Backend, ask: Callable[[PartitionKey], Args[R]], family: str = "fp"
+) -> dict[PartitionKey, R]:
     """One call to each partition; the first failure is raised after all have answered."""
     answers, not_reached = await as_far_as_reached(backend, ask, family)
     for failed in not_reached.values():
@@ -101,24 +103,35 @@ def public_state(row: ListedExecution) -> PublicState:
 
 
 async def executions(
-    backend: Backend, *, states: Iterable[str] = (), lane: str | None = None, tag: str | None = None,
-    namespace: str | None = None, task: str | None = None, limit: int | None = None,
-) -> AsyncIterator[ListedExecution]:  # fmt: skip
+    backend: Backend,
+    *,
+    states: Iterable[str] = (),
+    lane: str | None = None,
+    tag: str | None = None,
+    namespace: str | None = None,
+    task: str | None = None,
+    limit: int | None = None,
+) -> AsyncIterator[ListedExecution]:
     """Executions that match, partition by partition; `limit` counts per partition, so that none hides another's."""
     wanted = {PublicState(s) for s in states}
     stored = sorted({word for s in wanted for word in LISTED[s]})
     if wanted and not stored:
         return
-    for partition in backend.config.keys():
+    for partition in backend.config.keys("fp"):
         cursor: str | None = None
         found = 0
         while limit is None or found < limit:
             page = await backend.call(
                 ListExecutionsArgs(
-                    partition=partition, lane_id=LaneId(lane) if lane else None, states=stored, tag=tag, namespace=namespace,
-                    cursor=cursor, limit=limits.PAGE_N if limit is not None and limit < limits.PAGE_N else limits.PAGE_MAX_N,
+                    partition=partition,
+                    lane_id=LaneId(lane) if lane else None,
+                    states=stored,
+                    tag=tag,
+                    namespace=namespace,
+                    cursor=cursor,
+                    limit=limits.PAGE_N if limit is not None and limit < limits.PAGE_N else limits.PAGE_MAX_N,
                 )
-            )  # fmt: skip
+            )
             for row in page.items:
                 if (not wanted or public_state(row) in wanted) and (task is None or row.task == task):
                     found += 1
@@ -133,7 +146,7 @@ async def executions(
 async def lane_names(backend: Backend) -> dict[str, set[str]]:
     """All lanes, and their states (several while partitions disagree)."""
     found: dict[str, set[str]] = {}
-    for partition in backend.config.keys():
+    for partition in backend.config.keys("fp"):
         after: str | None = None
         while True:
             page = await backend.call(ListLanesArgs(partition=partition, after=after, limit=limits.PAGE_MAX_N))
@@ -161,7 +174,7 @@ async def lane_record(backend: Backend, name: str) -> dict[str, Any]:
     if not answers:
         raise NotFound(f"there is no lane {name}: a lane exists from its first job on", code="lane_not_found")
     counts: list[LaneCounts] = list(answers.values())
-    depth = dict.fromkeys(DEPTHS, 0)
+    depth: dict[str, int] = dict.fromkeys(DEPTHS, 0)
     for one in counts:
         for word, n in one.counts.items():
             depth["waiting" if word in WAITING else word] += n
@@ -175,8 +188,3 @@ async def lane_record(backend: Backend, name: str) -> dict[str, Any]:
         "oldest_age_s": round(max(0, counts[0].now_ms - min(oldest)) / 1000, 3) if oldest else 0.0,
         "idle_workers": max(one.parked for one in counts),
     }
-
-
-async def gather(work: Iterable[Awaitable[T]]) -> list[T]:
-    """All of these at once, results in order."""
-    return list(await asyncio.gather(*work))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ffcore.backend import Backend
     from ffsdk.client import Client
     from ffsdk.context import Context
+    from ffsdk.virtual import VirtualTime
     from ffsdk.worker import Worker
 
 P = TypeVar("P")
@@ -51,10 +52,30 @@ class Declare(Protocol):
 
 
 class _Shared:
-    """One opened backend of one loop, and how many use it."""
+    """One opened store of one loop, and how many use it."""
 
-    def __init__(self, opening: asyncio.Task[Backend], url: str | None) -> None:
-        self.opening, self.url, self.users = opening, url, 0
+    def __init__(self, url: str | None) -> None:
+        self.url, self.users = url, 0
+        self.opening: asyncio.Task[Backend] | None = None
+        self.pace, self.time = Pace(), None
+
+    time: VirtualTime | None
+
+    async def open(self, durability: str) -> Backend:
+        backend = await open_backend(self.url, durability=durability)
+        if backend.url.startswith("memory://"):
+            from ffsdk.virtual import VirtualTime
+
+            time = VirtualTime(backend)
+            if await time.start():
+                self.time, self.pace = time, time.pace
+        return backend
+
+    async def close(self) -> None:
+        assert self.opening is not None
+        if self.time is not None:
+            await self.time.stop()
+        await (await self.opening).close()
 
 
 class App:
@@ -66,8 +87,6 @@ class App:
         self.url, self.namespace, self.durability = url, namespace, durability
         self.tasks: dict[str, Task[Any, Any]] = {}
         """Declared tasks by name."""
-        self.pace = Pace()
-        """How clients and workers of this app wait between polls."""
         self._resources: Callable[[], contextlib.AbstractAsyncContextManager[Any]] | None = None
         self._open: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Shared] = weakref.WeakKeyDictionary()
 
@@ -151,8 +170,9 @@ class App:
         loop = asyncio.get_running_loop()
         shared = self._open.get(loop)
         if shared is None or shared.url != self.url:
-            shared = _Shared(loop.create_task(open_backend(self.url, durability=self.durability)), self.url)
-            self._open[loop] = shared
+            shared = self._open[loop] = _Shared(self.url)
+            shared.opening = loop.create_task(shared.open(self.durability), name="open the store")
+        assert shared.opening is not None
         shared.users += 1
         try:
             return await asyncio.shield(shared.opening)
@@ -171,7 +191,30 @@ class App:
         shared.users -= 1
         if shared.users <= 0:
             del self._open[loop]
-            await (await shared.opening).close()
+            await shared.close()
+
+    @property
+    def pace(self) -> Pace:
+        """How clients and workers in the running loop wait between polls; fixed once the store is open."""
+        shared = self._shared()
+        return Pace() if shared is None else shared.pace
+
+    @property
+    def virtual_time(self) -> VirtualTime | None:
+        """Of a memory:// store that is open in the running loop, for `ffsdk.testing`."""
+        shared = self._shared()
+        return None if shared is None else shared.time
+
+    @property
+    def in_use(self) -> bool:
+        """Whether the store is open in the running loop."""
+        return self._shared() is not None
+
+    def _shared(self) -> _Shared | None:
+        try:
+            return self._open.get(asyncio.get_running_loop())
+        except RuntimeError:
+            return None
 
     # ---- using it
 
@@ -203,8 +246,7 @@ class App:
         **options: Any,
     ) -> None:
         """Run a worker until SIGTERM or SIGINT, which drain it. Blocks."""
-        worker = self.worker(lanes=lanes, concurrency=concurrency, capabilities=capabilities, **options)
-        asyncio.run(worker.run())
+        self.worker(lanes=lanes, concurrency=concurrency, capabilities=capabilities, **options).run_blocking()
 
 
 def _generator(fn: Callable[[], Any]) -> Callable[[], AsyncGenerator[Any, None]]:

@@ -204,7 +204,7 @@ class Client:
         self, *, state: States = None, lane: str | None = None, tag: Tag = None, limit: int | None = None
     ) -> AsyncIterator[Job[Any]]:
         """Jobs of this namespace by public state (one or several), lane and tag; newest first within lane and state,
-        partition by partition. `job.info` has what the listing knows. A job that moves may appear twice or not at all."""
+        partition by partition. `job.info` has what the listing knows. A job that moves may appear twice, or not."""
         from ffsdk.listing import states_of, walk
 
         async for row in walk(self, states_of(state), lane, tag, limit, self.namespace):

@@ -6,6 +6,7 @@ somebody works at it by hand.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -107,6 +108,19 @@ class VirtualStore:
     @property
     def clock(self) -> Clock:
         return self._clock
+
+    async def soonest(self, backend: Backend) -> int | None:
+        """When the next thing is due in the store, retention aside; None: never. A tick's own answer looks a second
+        ahead at most, which would make a month of virtual time two million looks."""
+        from ffbackend_valkey import keys
+        from ffbackend_valkey.backend import ValkeyBackend
+
+        assert isinstance(backend, ValkeyBackend)
+        config = backend.config
+        partitions = [key for family in ("fp", "b", "q", "w") for key in config.keys(family)]
+        names = [keys.header(p) + part for p in partitions for part in (":timers", ":leases", ":schedules")]
+        heads = await asyncio.gather(*(backend.command("ZRANGE", name, 0, 0, "WITHSCORES") for name in names))
+        return min((int(float(head[1])) for head in heads if head), default=None)
 
     def skipper(self, next_due: Callable[[], Awaitable[int | None]], *, ceiling_ms: int | None) -> IdleSkipper:
         """Skips idle time of the running loop; see `ffbackend_valkey.virtual_time.IdleSkipper`."""

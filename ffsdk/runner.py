@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("flowfabric.worker")
 
-SLICE_S: Final = 0.001
+SLICE_S: Final = 0.0005
 """A runner lets the loop do something else after this much work, also if its handlers never wait."""
 SHORT_S: Final = 0.05
 """Handlers shorter than this on average are worth a buffer: their worker would starve for a round trip."""

@@ -161,7 +161,8 @@ class Client(_Facade[aio.Client]):
     """``with ff.sync.Client(url) as client``; see `ffsdk.client.Client`. Opens when made."""
 
     def __init__(
-        self, url: str | None = None, *, namespace: str = "default", durability: Durability = "accepted", app: App | None = None
+        self, url: str | None = None, *, namespace: str = "default", durability: Durability = "accepted",
+        app: App | None = None,
     ) -> None:  # fmt: skip
         super().__init__(aio.Client(url, namespace=namespace, durability=durability, app=app), _Loop())
         try:
@@ -198,7 +199,8 @@ class Client(_Facade[aio.Client]):
     ) -> Job[Any]: ...
 
     def submit(
-        self, task: Task[Any, Any] | str, payload: Any = None, *, key: str | None = None, **options: Unpack[SubmitOptions]
+        self, task: Task[Any, Any] | str, payload: Any = None, *, key: str | None = None,
+        **options: Unpack[SubmitOptions],
     ) -> Job[Any]:  # fmt: skip
         """Submit one job; see `ffsdk.client.Client.submit`."""
         return Job(self._loop.run(self.async_.submit(cast("str", task), payload, key=key, **options)), self._loop)
@@ -217,7 +219,7 @@ class Client(_Facade[aio.Client]):
         self, task: Task[Any, Any] | str, payloads: Iterable[Any], *, keys: Sequence[str] | None = None,
         **options: Unpack[SubmitOptions],
     ) -> list[Job[Any]]:  # fmt: skip
-        """Submit any number of jobs; see `ffsdk.client.Client.submit_many`. The jobs of SubmitErrors are blocking too."""
+        """Submit any number of jobs; see `ffsdk.client.Client.submit_many`. The jobs of SubmitErrors block too."""
         try:
             jobs = self._loop.run(self.async_.submit_many(cast("str", task), payloads, keys=keys, **options))
         except SubmitErrors as some:

@@ -171,7 +171,7 @@ class Worker:
 
     async def _serve(self, backend: Backend, state: Any) -> None:
         assert self._stop is not None
-        virtual = backend.url.startswith("memory://")
+        virtual = self.app.pace.virtual
         loop = asyncio.get_running_loop()
         self._backend, self._state, self._loop = backend, state, loop
         self._clock: Callable[[], float] = loop.time if virtual else time.monotonic

@@ -218,7 +218,7 @@ define {
     if record.number(x, "replays") >= cap then return reply.reject("max_replays_exhausted", cap) end
     if x.result_kept then redis.call("UNLINK", keys.result(p, x.id)) end
     if x.detail then redis.call("HDEL", keys.detail(p, x.id), "reason", "category", "traceback", "cancel_reason", "cancelled_by", "progress") end
-    if x.attempt then attempt.close(p, x, ENDED[x.state] or "ended_failure", "replayed") end
+    if x.attempt and x.attempt ~= "-1" then attempt.close(p, x, ENDED[x.state] or "ended_failure", "replayed") end
     -- What it kept is kept no longer; its next end counts it anew.
     local lane = lanes.of(p, x.lane)
     if lane.bytes and x.size then

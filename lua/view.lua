@@ -4,6 +4,7 @@
 
 local function flat_record(x)
   local names, flat = {}, {}
+  if x.attempt == "-1" then x.attempt = false end
   -- `at` leaves under the name it has in this state.
   if x.at then
     if x.state == "active" then x.lease_expires_at = x.at
@@ -11,7 +12,7 @@ local function flat_record(x)
     elseif x.state == "delayed" or x.state == "granted" then x.due = x.at end
     x.at = nil
   end
-  for name in pairs(x) do if name ~= "id" then names[#names + 1] = name end end -- order-free
+  for name, value in pairs(x) do if value and name ~= "id" and name ~= "key" then names[#names + 1] = name end end -- order-free
   table.sort(names)
   for i = 1, #names do flat[#flat + 1] = names[i]; flat[#flat + 1] = x[names[i]] end
   return flat

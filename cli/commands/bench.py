@@ -26,7 +26,9 @@ def repository() -> Path | None:
 
 
 @click.command(cls=Command, context_settings={"ignore_unknown_options": True})
-@click.option("--jobs", type=click.IntRange(100, 1_000_000), default=5_000, show_default=True, help="Of the built-in drain.")
+@click.option(
+    "--jobs", type=click.IntRange(100, 1_000_000), default=5_000, show_default=True, help="Of the built-in drain."
+)
 @click.option("--builtin", is_flag=True, help="The built-in drain, also in a checkout.")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @pass_settings
@@ -34,12 +36,17 @@ def bench(settings: Settings, jobs: int, builtin: bool, args: tuple[str, ...]) -
     """Measure; prints numbers and the machine. In a checkout ARGS go to `python -m bench`."""
     root = repository()
     if root is not None and not builtin:
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])}
+        env = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(
+                [str(root), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+            ),
+        }
         done = subprocess.run([sys.executable, "-m", "bench", *args], cwd=root, env=env, check=False)
         click.get_current_context().exit(done.returncode)
     if args:
         raise click.UsageError("the built-in drain takes no arguments")
-    from ..demo.run import directory_with_store
+    from ..demo.processes import directory_with_store
     from ..store import run
 
     if settings.url:
@@ -67,7 +74,9 @@ async def drain(url: str, jobs: int) -> dict[str, Any]:
         worker = app.worker(concurrency=64)
         running = asyncio.ensure_future(worker.run())
         try:
-            await asyncio.wait({running, asyncio.ensure_future(worker.started.wait())}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                {running, asyncio.ensure_future(worker.started.wait())}, return_when=asyncio.FIRST_COMPLETED
+            )
             started = time.perf_counter()
             await client.lane("bench").resume()
             await asyncio.gather(*(job.result() for job in made))
@@ -76,6 +85,10 @@ async def drain(url: str, jobs: int) -> dict[str, Any]:
             await worker.stop()
             await running
     return {
-        "jobs": jobs, "submit_per_s": round(jobs / (submitted - began), 1), "drain_per_s": round(jobs / (ended - started), 1),
-        "python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count(),
-    }  # fmt: skip
+        "jobs": jobs,
+        "submit_per_s": round(jobs / (submitted - began), 1),
+        "drain_per_s": round(jobs / (ended - started), 1),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+    }

@@ -30,15 +30,19 @@ PREVIEW_N = 5
 
 def _filters(states: Sequence[str]) -> Callable[[Any], Any]:
     def add(command: Any) -> Any:
-        for option in reversed([
-            click.option("--state", "states", multiple=True, type=click.Choice(states), help="May be given several times."),
-            click.option("--lane"),
-            click.option("--tag", metavar="KEY=VALUE"),
-            click.option("--task"),
-            click.option("--all", "every", is_flag=True, help="Needed where no filter is given."),
-            click.option("--dry-run", is_flag=True, help="Show what would happen, and stop."),
-            click.option("--yes", is_flag=True, help="Do not ask."),
-        ]):  # fmt: skip
+        for option in reversed(
+            [
+                click.option(
+                    "--state", "states", multiple=True, type=click.Choice(states), help="May be given several times."
+                ),
+                click.option("--lane"),
+                click.option("--tag", metavar="KEY=VALUE"),
+                click.option("--task"),
+                click.option("--all", "every", is_flag=True, help="Needed where no filter is given."),
+                click.option("--dry-run", is_flag=True, help="Show what would happen, and stop."),
+                click.option("--yes", is_flag=True, help="Do not ask."),
+            ]
+        ):
             command = option(command)
         return command
 
@@ -68,8 +72,15 @@ def _preview(out: Out, what: str, groups: Counter[tuple[str, str, str]], ids: Se
         if dry_run:
             out.line({"dry_run": True, "matched": sum(groups.values()), "ids": list(ids)})
         return
-    rows = [{"lane": lane, "task": task, "state": state, "jobs": n} for (lane, task, state), n in sorted(groups.items())]
-    columns = [Column("lane", "lane"), Column("task", "task"), Column("state", "state"), Column("jobs", "jobs", right=True)]
+    rows = [
+        {"lane": lane, "task": task, "state": state, "jobs": n} for (lane, task, state), n in sorted(groups.items())
+    ]
+    columns = [
+        Column("lane", "lane"),
+        Column("task", "task"),
+        Column("state", "state"),
+        Column("jobs", "jobs", right=True),
+    ]
     out.rows(rows, columns, empty="No job matches.")
     if ids:
         out.say("such as " + ", ".join(ids[:PREVIEW_N]))
@@ -89,15 +100,35 @@ def _report(out: Out, word: str, matched: int, done: int, refused: Counter[str])
 
 
 async def _each(
-    settings: Settings, out: Out, what: str, word: str, states: Sequence[str], lane: str | None, tag: str | None, task: str | None,
-    dry_run: bool, yes: bool, change: Callable[[ListedExecution], Args[Any]],
-) -> tuple[int, int, Counter[str]] | None:  # fmt: skip
+    settings: Settings,
+    out: Out,
+    what: str,
+    word: str,
+    states: Sequence[str],
+    lane: str | None,
+    tag: str | None,
+    task: str | None,
+    dry_run: bool,
+    yes: bool,
+    change: Callable[[ListedExecution], Args[Any]],
+) -> tuple[int, int, Counter[str]] | None:
     """Find, preview, ask, change one by one. None: nothing was to be done, or it was refused."""
     from ffcore.errors import EngineError
 
     async with opened(settings) as backend:
-        rows = [r async for r in executions(backend, states=states, lane=lane, tag=tag, namespace=settings.namespace, task=task)]
-        _preview(out, what, Counter((r.lane_id, r.task, public_state(r).value) for r in rows), [r.execution_id for r in rows], dry_run)
+        rows = [
+            r
+            async for r in executions(
+                backend, states=states, lane=lane, tag=tag, namespace=settings.namespace, task=task
+            )
+        ]
+        _preview(
+            out,
+            what,
+            Counter((r.lane_id, r.task, public_state(r).value) for r in rows),
+            [r.execution_id for r in rows],
+            dry_run,
+        )
         if dry_run or (not rows and not out.json):
             return None
         if rows and not _agreed(out, what, len(rows), yes):
@@ -113,19 +144,37 @@ async def _each(
 @click.option("--reason", default="", help="Kept with each job.")
 @pass_settings
 def cancel_many(
-    settings: Settings, states: tuple[str, ...], lane: str | None, tag: str | None, task: str | None, every: bool, dry_run: bool,
-    yes: bool, reason: str,
-) -> None:  # fmt: skip
+    settings: Settings,
+    states: tuple[str, ...],
+    lane: str | None,
+    tag: str | None,
+    task: str | None,
+    every: bool,
+    dry_run: bool,
+    yes: bool,
+    reason: str,
+) -> None:
     """Cancel every job that matches and has not ended."""
     from ffcore.contracts.execution import CancelExecutionArgs
     from ffcore.contracts.lease import CancelSource
 
     _check_filter(settings, every, states, lane, tag, task)
     out, source = settings.out(), CancelSource.custom("ff")
-    done = run(_each(
-        settings, out, "cancel", "cancelled or told to stop", states or OPEN, lane, tag, task, dry_run, yes,
-        lambda row: CancelExecutionArgs(execution_id=row.execution_id, reason=reason, source=source),
-    ))  # fmt: skip
+    done = run(
+        _each(
+            settings,
+            out,
+            "cancel",
+            "cancelled or told to stop",
+            states or OPEN,
+            lane,
+            tag,
+            task,
+            dry_run,
+            yes,
+            lambda row: CancelExecutionArgs(execution_id=row.execution_id, reason=reason, source=source),
+        )
+    )
     if done:
         _report(out, "cancelled or told to stop", *done)
 
@@ -135,32 +184,60 @@ def cancel_many(
 @click.option("--mode", type=click.Choice(["resume", "fresh"]), default="resume", show_default=True)
 @pass_settings
 def replay_many(
-    settings: Settings, states: tuple[str, ...], lane: str | None, tag: str | None, task: str | None, every: bool, dry_run: bool,
-    yes: bool, mode: Any,
-) -> None:  # fmt: skip
+    settings: Settings,
+    states: tuple[str, ...],
+    lane: str | None,
+    tag: str | None,
+    task: str | None,
+    every: bool,
+    dry_run: bool,
+    yes: bool,
+    mode: Any,
+) -> None:
     """Run every job that matches and has ended again; without --state, those that failed."""
     from ffcore.contracts.execution import ReplayExecutionArgs
 
     _check_filter(settings, every, states, lane, tag, task)
     out = settings.out()
-    done = run(_each(
-        settings, out, "replay", "wait to run again", states or ("failed",), lane, tag, task, dry_run, yes,
-        lambda row: ReplayExecutionArgs(execution_id=row.execution_id, mode=mode),
-    ))  # fmt: skip
+    done = run(
+        _each(
+            settings,
+            out,
+            "replay",
+            "wait to run again",
+            states or ("failed",),
+            lane,
+            tag,
+            task,
+            dry_run,
+            yes,
+            lambda row: ReplayExecutionArgs(execution_id=row.execution_id, mode=mode),
+        )
+    )
     if done:
         _report(out, "wait to run again", *done)
 
 
 @click.command("purge-many", cls=Command)
-@click.option("--state", "states", multiple=True, type=click.Choice(ENDED), help="May be given several times; default all ended.")
+@click.option(
+    "--state", "states", multiple=True, type=click.Choice(ENDED), help="May be given several times; default all ended."
+)
 @click.option("--lane", "lanes", multiple=True, help="May be given several times.")
-@click.option("--older-than", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Ended at least so long ago.")
+@click.option(
+    "--older-than", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Ended at least so long ago."
+)
 @click.option("--all", "every", is_flag=True, help="Needed where neither --lane nor --state is given.")
 @click.option("--dry-run", is_flag=True, help="Show what would happen, and stop.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @pass_settings
 def purge_many(
-    settings: Settings, states: tuple[str, ...], lanes: tuple[str, ...], older_than: float, every: bool, dry_run: bool, yes: bool
+    settings: Settings,
+    states: tuple[str, ...],
+    lanes: tuple[str, ...],
+    older_than: float,
+    every: bool,
+    dry_run: bool,
+    yes: bool,
 ) -> None:
     """Forget jobs that have ended, with their payloads and results. There is no way back."""
     if settings.namespace:
@@ -179,7 +256,7 @@ async def _purge(
     out = settings.out()
     async with opened(settings) as backend:
         # The store's own clock, read once: what ends while the question is open is not part of the answer.
-        now = {p: (await backend.call(ReadHeaderArgs(partition=p))).now_ms for p in backend.config.keys()}
+        now = {p: (await backend.call(ReadHeaderArgs(partition=p))).now_ms for p in backend.config.keys("fp")}
         before = {p: TimestampMs(max(0, at - round(older_than * 1000))) for p, at in now.items()}
         names = list(lanes) or list(await lane_names(backend))
 

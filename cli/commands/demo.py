@@ -17,18 +17,24 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @click.option("--files", type=click.IntRange(60, 1_000_000), default=3_000, show_default=True, help="At most so many.")
-@click.option("--workers", type=click.IntRange(2, 32), default=3, show_default=True, help="Processes; one of them is killed.")
-@click.option("--concurrency", type=click.IntRange(1, 256), default=4, show_default=True, help="Jobs at a time, per worker.")
-@click.option("--dir", "directory", type=click.Path(path_type=Path), help="Whose files; default: Python's standard library.")
+@click.option(
+    "--workers", type=click.IntRange(2, 32), default=3, show_default=True, help="Processes; one of them is killed."
+)
+@click.option(
+    "--concurrency", type=click.IntRange(1, 256), default=4, show_default=True, help="Jobs at a time, per worker."
+)
+@click.option(
+    "--dir", "directory", type=click.Path(path_type=Path), help="Whose files; default: Python's standard library."
+)
 @pass_settings
 def demo(settings: Settings, files: int, workers: int, concurrency: int, directory: Path | None) -> None:
     """Watch jobs survive a killed worker.
 
     Hashes and counts the words of real files, one job each, on an embedded Valkey in a directory of its own; kills one
-    worker half-way; then compares every result with a plain computation. Ends with 0 only if every file was counted exactly
-    once and the killed worker's jobs were recovered.
+    worker half-way; then compares every result with a plain computation. Ends with 0 only if every file was counted
+    exactly once and the killed worker's jobs were recovered.
     """
-    from ..demo.run import Failed
+    from ..demo.processes import Failed
     from ..demo.run import demo as scenario
     from ..store import run
 
@@ -73,7 +79,8 @@ def summary(report: Report) -> list[dict[str, str]]:
         "killed": f"pid {report.killed_pid} ({report.killed_worker}) after {report.done_when_killed:,} files",
         "leases it held": f"{report.leases_held:,}",
         "jobs recovered": f"{report.recovered:,}, the last one {report.recovery_s:.1f} s after the kill",
-        "proof": "every digest and count equals the plain computation; each file exactly once" if good
+        "proof": "every digest and count equals the plain computation; each file exactly once"
+        if good
         else f"{len(report.wrong)} differences",
-    }  # fmt: skip
+    }
     return [{"name": name, "value": value} for name, value in rows.items()]

@@ -8,7 +8,9 @@ from ..options import Command, Settings, pass_settings
 
 
 @click.command(cls=Command)
-@click.option("--dir", "directory", metavar="DIR", help="Where the data lives; default ./.flowfabric. It stays when this ends.")
+@click.option(
+    "--dir", "directory", metavar="DIR", help="Where the data lives; default ./.flowfabric. It stays when this ends."
+)
 @pass_settings
 def dev(settings: Settings, directory: str | None) -> None:
     """Run a local store and its engine until Ctrl-C, and print its URL.

@@ -6,7 +6,7 @@ so is a warning.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import click
 
@@ -33,7 +33,9 @@ class Finding(NamedTuple):
 
 
 @click.command(cls=Command)
-@click.option("--repair", is_flag=True, help="Load a missing library, create missing partitions, sweep what is overdue.")
+@click.option(
+    "--repair", is_flag=True, help="Load a missing library, create missing partitions, sweep what is overdue."
+)
 @pass_settings
 def doctor(settings: Settings, repair: bool) -> None:
     """Check connection, settings, versions, clocks, partitions and overdue work. Ends with 1 on a violation."""
@@ -49,7 +51,12 @@ def doctor(settings: Settings, repair: bool) -> None:
             if f.level == "warning":
                 click.echo(f"ff: warning: {f.detail}", err=True)
     else:
-        columns = [Column("level", "state"), Column("invariant", "check"), Column("id", "of"), Column("detail", "detail")]
+        columns = [
+            Column("level", "state"),
+            Column("invariant", "check"),
+            Column("id", "of"),
+            Column("detail", "detail"),
+        ]
         out.rows([f._asdict() for f in findings], columns)
         out.say(f"{len(bad)} violations." if bad else "No violations.")
     if bad:
@@ -77,9 +84,10 @@ async def examine(settings: Settings) -> list[Finding]:
 def _server(facts: Facts) -> list[Finding]:
     found = [Finding("connection", facts.url, facts.server)]
     found.append(
-        Finding("configuration", facts.url, facts.refusal, "violation") if facts.refusal
+        Finding("configuration", facts.url, facts.refusal, "violation")
+        if facts.refusal
         else Finding("configuration", facts.url, "nothing is evicted")
-    )  # fmt: skip
+    )
     found += [Finding("configuration", facts.url, text, "warning") for text in facts.warnings]
     off = abs(facts.skew_ms) > SKEW_MAX_MS
     skew = f"the server's clock is {facts.skew_ms} ms ahead of ours" + (": set both by NTP" if off else "")
@@ -109,10 +117,16 @@ async def _partitions(settings: Settings) -> list[Finding]:
                 assert isinstance(header, Header)
                 counts.add(header.fields.get("counts", ""))
         if len(counts) > 1:
-            found.append(Finding("partitions_agree", backend.url, f"headers name different counts: {sorted(counts)}", "violation"))
+            found.append(
+                Finding(
+                    "partitions_agree", backend.url, f"headers name different counts: {sorted(counts)}", "violation"
+                )
+            )
         if not found:
             found.append(Finding("partitions_present", backend.url, f"all {len(keys)}"))
-        overdue = await backend.call_all([ListLeasesArgs(partition=key, expired_only=True, limit=1_000) for key in backend.config.keys()])
+        overdue = await backend.call_all(
+            [ListLeasesArgs(partition=key, expired_only=True, limit=1_000) for key in backend.config.keys("fp")]
+        )
         late = 0
         for answer in overdue:
             if isinstance(answer, EngineError):
@@ -129,7 +143,7 @@ async def _partitions(settings: Settings) -> list[Finding]:
 
 async def _repair(settings: Settings) -> None:
     from .engine import sweep
-    from .library import inspect, initialise
+    from .library import initialise, inspect
 
     facts = await inspect(settings.store_url())
     if facts.refusal or facts.library not in ("ok", "absent"):
@@ -138,5 +152,4 @@ async def _repair(settings: Settings) -> None:
         return  # whether the store is the right one to initialise is not a doctor's guess
     await initialise(settings.store_url(), None)
     async with opened(settings) as backend:
-        done: Any = await sweep(backend, "ff-doctor")
-        del done
+        await sweep(backend, "ff-doctor")

@@ -9,17 +9,27 @@ import click
 
 from ..options import Group, Settings, pass_settings
 from ..render import Column, Record, ago, instant, plain
-from ..store import client_of, executions, gather, opened, public_state, run
+from ..store import client_of, executions, opened, public_state, run
 from ..store import execution_id as checked
 from . import bulk
 
 if TYPE_CHECKING:
     from ffcore.contracts.reads import HistoryEntry, ListedExecution, StoredExecution
+    from ffsdk.job import Job
 
 STATES = (
-    "waiting", "delayed", "rate_limited", "waiting_children", "active", "suspended", "completed", "failed", "cancelled",
-    "expired", "skipped",
-)  # fmt: skip
+    "waiting",
+    "delayed",
+    "rate_limited",
+    "waiting_children",
+    "active",
+    "suspended",
+    "completed",
+    "failed",
+    "cancelled",
+    "expired",
+    "skipped",
+)
 """Public states that a listing can ask for."""
 HISTORY_FIELDS = ("execution", "from", "to", "epoch", "attempt", "lane_number", "lease_id", "reason")
 
@@ -39,10 +49,18 @@ for command in (bulk.cancel_many, bulk.replay_many, bulk.purge_many):
 def listed(row: ListedExecution) -> dict[str, Any]:
     """A listing's record."""
     return {
-        "execution_id": row.execution_id, "task": row.task, "lane": row.lane_id, "state": public_state(row).value,
-        "reason": row.reason or None, "priority": row.priority, "attempts": row.attempts, "namespace": row.namespace,
-        "worker": row.worker_instance_id or None, "created_at": instant(row.created_at), "ended_at": instant(row.ended_at),
-    }  # fmt: skip
+        "execution_id": row.execution_id,
+        "task": row.task,
+        "lane": row.lane_id,
+        "state": public_state(row).value,
+        "reason": row.reason or None,
+        "priority": row.priority,
+        "attempts": row.attempts,
+        "namespace": row.namespace,
+        "worker": row.worker_instance_id or None,
+        "created_at": instant(row.created_at),
+        "ended_at": instant(row.ended_at),
+    }
 
 
 def shown(stored: StoredExecution) -> dict[str, Any]:
@@ -53,32 +71,50 @@ def shown(stored: StoredExecution) -> dict[str, Any]:
     active = state.lifecycle_phase.value == "active"
     reason = state.blocking_reason.value
     return {
-        "execution_id": stored.execution_id, "task": f["task"], "version": views.number(stored, "version") or 1,
-        "lane": stored.lane_id, "namespace": f.get("namespace", "default"), "state": state.public_state.value,
-        "blocking_reason": None if reason == "none" else reason, "blocking_detail": views.blocking_detail(stored) or None,
-        "priority": views.number(stored, "priority"), "attempts": views.attempts_n(stored),
-        "retries": views.number(stored, "retries"), "crashes": views.number(stored, "crashes"), "run": views.number(stored, "run"),
+        "execution_id": stored.execution_id,
+        "task": f["task"],
+        "version": views.number(stored, "version") or 1,
+        "lane": stored.lane_id,
+        "namespace": f.get("namespace", "default"),
+        "state": state.public_state.value,
+        "blocking_reason": None if reason == "none" else reason,
+        "blocking_detail": views.blocking_detail(stored) or None,
+        "priority": views.number(stored, "priority"),
+        "attempts": views.attempts_n(stored),
+        "retries": views.number(stored, "retries"),
+        "crashes": views.number(stored, "crashes"),
+        "run": views.number(stored, "run"),
         "worker": stored.worker_instance_id if active else None,
         "lease_epoch": views.number(stored, "lease_epoch"),
         "lease_expires_at": instant(views.lease_expires_at(stored)),
-        "due_at": instant(views.due_at(stored)), "deadline_at": instant(f.get("deadline_at")),
-        "created_at": instant(f.get("created_at")), "started_at": instant(f.get("started_at")),
-        "ended_at": instant(f.get("ended_at")), "cancel_requested": "cancel_until" in f,
+        "due_at": instant(views.due_at(stored)),
+        "deadline_at": instant(f.get("deadline_at")),
+        "created_at": instant(f.get("created_at")),
+        "started_at": instant(f.get("started_at")),
+        "ended_at": instant(f.get("ended_at")),
+        "cancel_requested": "cancel_until" in f,
         "progress": views.number(stored, "progress") if "progress" in f else None,
         "progress_message": stored.texts.get("progress"),
-        "failure_reason": stored.texts.get("reason"), "failure_category": stored.texts.get("category"),
-        "cancel_reason": stored.texts.get("cancel_reason"), "tags": stored.tags,
+        "failure_reason": stored.texts.get("reason"),
+        "failure_category": stored.texts.get("category"),
+        "cancel_reason": stored.texts.get("cancel_reason"),
+        "tags": stored.tags,
         "closed_attempts": [attempt_record(text) for text in stored.attempts],
-    }  # fmt: skip
+    }
 
 
 def attempt_record(text: str) -> dict[str, Any]:
     """A closed attempt as the store writes it: index, id, worker, times, how it ended, category."""
     index, attempt_id, worker, started, ended, how, category = (text.split(" ", 6) + [""] * 7)[:7]
     return {
-        "attempt": int(index), "attempt_id": attempt_id, "worker": worker, "started_at": instant(started if started.isdigit() else 0),
-        "ended_at": instant(ended if ended.isdigit() else 0), "ended": how, "category": category or None,
-    }  # fmt: skip
+        "attempt": int(index),
+        "attempt_id": attempt_id,
+        "worker": worker,
+        "started_at": instant(started if started.isdigit() else 0),
+        "ended_at": instant(ended if ended.isdigit() else 0),
+        "ended": how,
+        "category": category or None,
+    }
 
 
 def history_record(entry: HistoryEntry) -> dict[str, Any]:
@@ -86,10 +122,15 @@ def history_record(entry: HistoryEntry) -> dict[str, Any]:
     parts = dict(zip(HISTORY_FIELDS, entry.text.split(" ", 7), strict=False))
     dashes = {name: None if value == "-" else value for name, value in parts.items()}
     return {
-        "at": instant(entry.event_id.partition("-")[0]), "event_id": entry.event_id, "from": dashes.get("from"),
-        "to": dashes.get("to"), "attempt": int(dashes["attempt"]) if dashes.get("attempt") else None,
-        "epoch": int(dashes.get("epoch") or 0), "lease_id": dashes.get("lease_id"), "reason": dashes.get("reason"),
-    }  # fmt: skip
+        "at": instant(entry.event_id.partition("-")[0]),
+        "event_id": entry.event_id,
+        "from": dashes.get("from"),
+        "to": dashes.get("to"),
+        "attempt": int(attempt) if (attempt := dashes.get("attempt")) else None,
+        "epoch": int(dashes.get("epoch") or 0),
+        "lease_id": dashes.get("lease_id"),
+        "reason": dashes.get("reason"),
+    }
 
 
 def print_outcome(settings: Settings, execution_id: str, outcome: Any) -> None:
@@ -110,9 +151,14 @@ def print_outcome(settings: Settings, execution_id: str, outcome: Any) -> None:
 # ---- reading -------------------------------------------------------------------------------------------
 
 LIST_COLUMNS = (
-    Column("execution_id", "id"), Column("task", "task"), Column("lane", "lane"), Column("state", "state"),
-    Column("attempts", "tries", right=True), Column("priority", "prio", right=True), Column("worker", "worker"),
-)  # fmt: skip
+    Column("execution_id", "id"),
+    Column("task", "task"),
+    Column("lane", "lane"),
+    Column("state", "state"),
+    Column("attempts", "tries", right=True),
+    Column("priority", "prio", right=True),
+    Column("worker", "worker"),
+)
 
 
 @job.command("list")
@@ -122,14 +168,19 @@ LIST_COLUMNS = (
 @click.option("--task")
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True)
 @pass_settings
-def list_(settings: Settings, states: tuple[str, ...], lane: str | None, tag: str | None, task: str | None, limit: int) -> None:
+def list_(
+    settings: Settings, states: tuple[str, ...], lane: str | None, tag: str | None, task: str | None, limit: int
+) -> None:
     """List jobs, newest first."""
 
     async def read() -> list[Record]:
         async with opened(settings) as backend:
-            found = [row async for row in executions(
-                backend, states=states, lane=lane, tag=tag, namespace=settings.namespace, task=task, limit=limit
-            )]  # fmt: skip
+            found = [
+                row
+                async for row in executions(
+                    backend, states=states, lane=lane, tag=tag, namespace=settings.namespace, task=task, limit=limit
+                )
+            ]
         found.sort(key=lambda row: (row.created_at, row.execution_id), reverse=True)
         return [listed(row) for row in found[:limit]]
 
@@ -172,7 +223,7 @@ def result(settings: Settings, execution_id: str, wait: bool, timeout: float | N
 
     async def read() -> Any:
         async with client_of(settings) as client:
-            found = client.job(execution_id)
+            found: Job[Any] = client.job(execution_id)
             if not wait:
                 # Asked first: waiting registers with the store, which a glance need not.
                 stored = await client.backend.call(ReadExecutionArgs(execution_id=found.id))
@@ -199,10 +250,15 @@ def history(settings: Settings, execution_id: str, limit: int) -> None:
             id_ = checked(execution_id, backend)
             # The feed does not say whether an execution exists; its record does.
             await backend.call(ReadExecutionArgs(execution_id=id_))
-            return [history_record(e) for e in (await backend.call(ExecutionHistoryArgs(execution_id=id_, limit=limit))).entries]
+            return [
+                history_record(e)
+                for e in (await backend.call(ExecutionHistoryArgs(execution_id=id_, limit=limit))).entries
+            ]
 
     names = ("at", "from", "to", "attempt", "epoch", "reason")
-    settings.out().rows(run(read()), [Column(name, name) for name in names], empty="The feed no longer holds its history.")
+    settings.out().rows(
+        run(read()), [Column(name, name) for name in names], empty="The feed no longer holds its history."
+    )
 
 
 @job.command()
@@ -217,10 +273,15 @@ def explain(settings: Settings, execution_id: str) -> None:
 
     found = run(read())
     reasons = [
-        {"execution_id": execution_id, "runnable": found.runnable, "code": r.code, "detail": r.detail or None,
-         "until": instant(round(r.until.timestamp() * 1000)) if r.until else None}
+        {
+            "execution_id": execution_id,
+            "runnable": found.runnable,
+            "code": r.code,
+            "detail": r.detail or None,
+            "until": instant(round(r.until.timestamp() * 1000)) if r.until else None,
+        }
         for r in found.reasons
-    ]  # fmt: skip
+    ]
     settings.out().rows(reasons, [Column("code", "reason"), Column("detail", "detail"), Column("until", "until")])
 
 
@@ -236,15 +297,18 @@ def export(settings: Settings, execution_id: str) -> None:
     async def read() -> dict[str, Any]:
         async with opened(settings) as backend:
             id_ = checked(execution_id, backend)
-            stored, feed = await gather([
-                backend.call(ReadExecutionArgs(execution_id=id_, parts="payload,result,attempts")),
-                backend.call(ExecutionHistoryArgs(execution_id=id_, limit=1_000)),
-            ])  # fmt: skip
+            stored = await backend.call(ReadExecutionArgs(execution_id=id_, parts="payload,result,attempts"))
+            feed = await backend.call(ExecutionHistoryArgs(execution_id=id_, limit=1_000))
             return {
-                **shown(stored), "policy": plain(stored.policy), "payload": plain(stored.payload), "result": plain(stored.result),
-                "fields": plain(stored.fields), "texts": plain(stored.texts), "history": [history_record(entry) for entry in feed.entries],
+                **shown(stored),
+                "policy": plain(stored.policy),
+                "payload": plain(stored.payload),
+                "result": plain(stored.result),
+                "fields": plain(stored.fields),
+                "texts": plain(stored.texts),
+                "history": [history_record(entry) for entry in feed.entries],
                 "exported_at": instant(stored.now_ms),
-            }  # fmt: skip
+            }
 
     record = run(read())
     if settings.json:
@@ -269,16 +333,22 @@ def cancel(settings: Settings, execution_id: str, reason: str, force: bool) -> N
             return await client.job(execution_id).cancel(reason, force=force)
 
     said = {
-        "cancelled": "is cancelled.", "requested": "is running: its worker is told, and fenced off after a grace.",
+        "cancelled": "is cancelled.",
+        "requested": "is running: its worker is told, and fenced off after a grace.",
         "already_ended": "had ended before.",
-    }  # fmt: skip
+    }
     _tell(settings, execution_id, run(change()), said)
 
 
 @job.command()
 @click.argument("execution_id", metavar="ID")
-@click.option("--mode", type=click.Choice(["resume", "fresh"]), default="resume", show_default=True,
-              help="resume keeps finished steps, fresh clears them.")  # fmt: skip
+@click.option(
+    "--mode",
+    type=click.Choice(["resume", "fresh"]),
+    default="resume",
+    show_default=True,
+    help="resume keeps finished steps, fresh clears them.",
+)
 @pass_settings
 def replay(settings: Settings, execution_id: str, mode: Any) -> None:
     """Run a job that has ended again, under the same id."""

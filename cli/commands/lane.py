@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..options import Group, Settings, pass_settings
 from ..render import Column, Record, span
-from ..store import as_far_as_reached, client_of, gather, lane_names, lane_record, opened, run
+from ..store import as_far_as_reached, client_of, lane_names, lane_record, opened, run
 
 if TYPE_CHECKING:
     from ffcore.args import Args
@@ -17,13 +18,24 @@ if TYPE_CHECKING:
 
 DEPTH_COLUMNS = [
     Column(name, title, right=True)
-    for name, title in (("waiting", "waiting"), ("held", "held"), ("delayed", "delayed"), ("active", "active"),
-                        ("suspended", "susp."), ("completed", "completed"), ("failed", "failed"), ("cancelled", "canc."))
-]  # fmt: skip
+    for name, title in (
+        ("waiting", "waiting"),
+        ("held", "held"),
+        ("delayed", "delayed"),
+        ("active", "active"),
+        ("suspended", "susp."),
+        ("completed", "completed"),
+        ("failed", "failed"),
+        ("cancelled", "canc."),
+    )
+]
 COLUMNS = [
-    Column("lane", "lane"), Column("state", "state"), *DEPTH_COLUMNS, Column("oldest_age_s", "oldest", span, right=True),
+    Column("lane", "lane"),
+    Column("state", "state"),
+    *DEPTH_COLUMNS,
+    Column("oldest_age_s", "oldest", span, right=True),
     Column("idle_workers", "idle", right=True),
-]  # fmt: skip
+]
 
 
 @click.group(cls=Group)
@@ -51,7 +63,8 @@ def stats(settings: Settings, name: str) -> None:
 
     async def read() -> dict[str, Any]:
         async with client_of(settings) as client:
-            record, rates = await gather([lane_record(client.backend, name), client.lane(name).stats()])
+            record = await lane_record(client.backend, name)
+            rates = await client.lane(name).stats()
             return {**record, "in_per_s": rates.rate_in, "out_per_s": rates.rate_out}
 
     settings.out().record(run(read()), "lane")
@@ -62,17 +75,19 @@ def _set(settings: Settings, name: str, state: str) -> None:
     from ffcore.ids import LaneId, check_name
 
     lane_id = LaneId(check_name(name, "lane"))
-    _fan_out(settings, {"lane": name, "state": state}, lambda p: SetLaneStateArgs(partition=p, lane_id=lane_id, state=state),
-             f"Lane {name} is {state}")  # fmt: skip
+    _fan_out(
+        settings,
+        {"lane": name, "state": state},
+        lambda p: SetLaneStateArgs(partition=p, lane_id=lane_id, state=state),
+        f"Lane {name} is {state}",
+    )
 
 
-def _fan_out(settings: Settings, record: dict[str, Any], ask: Any, said: str) -> None:
+def _fan_out(settings: Settings, record: dict[str, Any], ask: Callable[[PartitionKey], Args[Any]], said: str) -> None:
     """Tell every partition. Partitions that were not reached keep what they had: exit code 5, call again."""
 
     async def change() -> tuple[dict[PartitionKey, Any], dict[PartitionKey, EngineError]]:
         async with opened(settings) as backend:
-            make: Args[Any] = ask(backend.config.keys()[0])
-            del make  # bad input is refused before the first partition is told
             return await as_far_as_reached(backend, ask)
 
     reached, missed = run(change())
@@ -82,7 +97,11 @@ def _fan_out(settings: Settings, record: dict[str, Any], ask: Any, said: str) ->
     if out.json:
         out.line({**record, "reached": len(reached), "not_reached": {p: str(e) for p, e in missed.items()}})
     else:
-        out.say(f"{said} in all partitions." if not missed else f"{said} in {len(reached)} partitions, not in {', '.join(missed)}: repeat it.")
+        out.say(
+            f"{said} in all partitions."
+            if not missed
+            else f"{said} in {len(reached)} partitions, not in {', '.join(missed)}: repeat it."
+        )
     if missed:
         click.get_current_context().exit(5)
 
@@ -113,12 +132,17 @@ def drain(settings: Settings, name: str) -> None:
 
 @lane.command()
 @click.argument("name")
-@click.option("--age", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Forget what ended longer ago.")
+@click.option(
+    "--age", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Forget what ended longer ago."
+)
 @click.option("--count", type=click.IntRange(min=0), default=0, help="Keep at most so many ended jobs.")
 @click.option("--bytes", "bytes_", type=click.IntRange(min=0), default=0, help="Keep at most so many bytes of them.")
 @pass_settings
 def retention(settings: Settings, name: str, age: float, count: int, bytes_: int) -> None:
-    """Bound what a lane keeps of ended jobs; 0 is no bound of that kind. Counts and bytes are shared out to the partitions."""
+    """Bound what a lane keeps of ended jobs; 0 is no bound of that kind.
+
+    Counts and bytes are shared out to the partitions.
+    """
     from ffcore.contracts.operator import SetLaneRetentionArgs
     from ffcore.ids import LaneId, check_name
 
@@ -130,8 +154,11 @@ def retention(settings: Settings, name: str, age: float, count: int, bytes_: int
 
     n = run(partitions())
     _fan_out(
-        settings, {"lane": name, "age_s": age, "count": count, "bytes": bytes_},
+        settings,
+        {"lane": name, "age_s": age, "count": count, "bytes": bytes_},
         # Rounded up: a bound of 1 must not become no bound.
-        lambda p: SetLaneRetentionArgs(partition=p, lane_id=lane_id, age_ms=round(age * 1000), count=-(-count // n), bytes=-(-bytes_ // n)),
+        lambda p: SetLaneRetentionArgs(
+            partition=p, lane_id=lane_id, age_ms=round(age * 1000), count=-(-count // n), bytes=-(-bytes_ // n)
+        ),
         f"Lane {name} keeps what these bounds allow",
-    )  # fmt: skip
+    )

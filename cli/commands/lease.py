@@ -32,24 +32,40 @@ def list_(settings: Settings, expired: bool, lane: str | None, limit: int) -> No
 
     async def read() -> list[Leases]:
         async with opened(settings) as backend:
-            found = await everywhere(backend, lambda p: ListLeasesArgs(
-                partition=p, lane_id=LaneId(lane) if lane else None, expired_only=expired, limit=limit
-            ))  # fmt: skip
+            found = await everywhere(
+                backend,
+                lambda p: ListLeasesArgs(
+                    partition=p, lane_id=LaneId(lane) if lane else None, expired_only=expired, limit=limit
+                ),
+            )
             return list(found.values())
 
     pages = run(read())
     now_ms = max(page.now_ms for page in pages)
     rows: list[dict[str, Any]] = [
-        {"execution_id": r.execution_id, "lane": r.lane_id, "worker": r.worker_instance_id, "lease_id": r.lease_id,
-         "epoch": r.lease_epoch, "attempt": r.attempt_index, "expires_at": instant(r.lease_expires_at),
-         "expired": r.lease_expires_at <= page.now_ms, "heard": r.heard}
-        for page in pages for r in page.items
-    ]  # fmt: skip
+        {
+            "execution_id": r.execution_id,
+            "lane": r.lane_id,
+            "worker": r.worker_instance_id,
+            "lease_id": r.lease_id,
+            "epoch": r.lease_epoch,
+            "attempt": r.attempt_index,
+            "expires_at": instant(r.lease_expires_at),
+            "expired": r.lease_expires_at <= page.now_ms,
+            "heard": r.heard,
+        }
+        for page in pages
+        for r in page.items
+    ]
     rows.sort(key=lambda row: (row["expires_at"] or "", row["execution_id"]))
     columns = [
-        Column("execution_id", "id"), Column("lane", "lane"), Column("worker", "worker"), Column("attempt", "attempt", right=True),
-        Column("epoch", "epoch", right=True), Column("expires_at", "runs out", ago(now_ms)),
-    ]  # fmt: skip
+        Column("execution_id", "id"),
+        Column("lane", "lane"),
+        Column("worker", "worker"),
+        Column("attempt", "attempt", right=True),
+        Column("epoch", "epoch", right=True),
+        Column("expires_at", "runs out", ago(now_ms)),
+    ]
     settings.out().rows(rows, columns, empty="No lease has run out unswept." if expired else "Nobody holds a lease.")
 
 
@@ -65,13 +81,15 @@ def revoke(settings: Settings, execution_id: str, reason: str) -> None:
     async def change() -> RevokeLeaseResult:
         async with opened(settings) as backend:
             # No instance named: whoever holds it.
-            return await backend.call(RevokeLeaseArgs(
-                execution_id=checked(execution_id, backend), worker_instance_id=WorkerInstanceId(""), reason=reason
-            ))  # fmt: skip
+            return await backend.call(
+                RevokeLeaseArgs(
+                    execution_id=checked(execution_id, backend), worker_instance_id=WorkerInstanceId(""), reason=reason
+                )
+            )
 
     answer = run(change())
     out = settings.out()
-    revoked = isinstance(answer, Revoked)
+    why = None if isinstance(answer, Revoked) else answer.reason
     if out.json:
-        return out.line({"execution_id": execution_id, "answer": "revoked" if revoked else answer.reason})
-    out.say(f"{execution_id} " + ("is taken from its worker." if revoked else f"has no lease to take: {answer.reason}."))
+        return out.line({"execution_id": execution_id, "answer": why or "revoked"})
+    out.say(f"{execution_id} " + (f"has no lease to take: {why}." if why else "is taken from its worker."))

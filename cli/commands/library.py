@@ -86,7 +86,11 @@ async def inspect(url: str | None) -> Facts:
         answered = time.time()
         skew = int(seconds) * 1000 + int(micros) // 1000 - round((asked + answered) / 2 * 1000)
         info = _info((await backend.command("INFO", "server")).decode())
-        server = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info.get('redis_version', '?')}"
+        server = (
+            f"Valkey {info['valkey_version']}"
+            if "valkey_version" in info
+            else f"Redis {info.get('redis_version', '?')}"
+        )
         return Facts(backend.url, server, refusal, warnings, state, await backend.read_config(), skew)
 
 
@@ -115,10 +119,14 @@ def status(settings: Settings) -> None:
             except Incompatible as other:
                 verdict = str(other)
             return {
-                "verdict": verdict, "version": mine.version, "sha": mine.sha, "functions": len(mine.signatures),
-                "store_version": theirs.version if theirs else None, "store_sha": theirs.sha if theirs else None,
+                "verdict": verdict,
+                "version": mine.version,
+                "sha": mine.sha,
+                "functions": len(mine.signatures),
+                "store_version": theirs.version if theirs else None,
+                "store_sha": theirs.sha if theirs else None,
                 "store_compatible_since": theirs.compatible_since if theirs else None,
-            }  # fmt: skip
+            }
 
     record = run(read())
     settings.out().record(record, "library")
@@ -148,7 +156,12 @@ def _load(settings: Settings, *, replace: bool) -> None:
     mine, before = run(load_it())
     out = settings.out()
     changed = before is None or before.sha != mine.sha
-    record = {"version": mine.version, "sha": mine.sha, "before_version": before.version if before else None, "changed": changed}
+    record = {
+        "version": mine.version,
+        "sha": mine.sha,
+        "before_version": before.version if before else None,
+        "changed": changed,
+    }
     if out.json:
         return out.line(record)
     out.say(f"Library {mine.version} ({mine.sha}) " + ("is loaded now." if changed else "was there already."))

@@ -11,7 +11,9 @@ from ..options import Command, Group, Settings, pass_settings
 
 
 @click.command(cls=Command)
-@click.option("--partitions", type=click.IntRange(1, 1024), help="How many; fixed for good. Default 4; more for a cluster.")
+@click.option(
+    "--partitions", type=click.IntRange(1, 1024), help="How many; fixed for good. Default 4; more for a cluster."
+)
 @pass_settings
 def init(settings: Settings, partitions: int | None) -> None:
     """Create the partitions of a fresh store and load the library. Repeating it changes nothing."""
@@ -47,10 +49,15 @@ def show(settings: Settings) -> None:
             counts = backend.config
             source = "--url" if settings.url else "FF_URL" if os.environ.get("FF_URL") else "default"
             return {
-                "url": backend.url, "url_from": source, "password_file": bool(os.environ.get("FF_PASSWORD_FILE")),
-                "namespace": settings.namespace or "default", "partitions": counts.fp, "budget_partitions": counts.b,
-                "quota_partitions": counts.q, "worker_partitions": counts.w,
-            }  # fmt: skip
+                "url": backend.url,
+                "url_from": source,
+                "password_file": bool(os.environ.get("FF_PASSWORD_FILE")),
+                "namespace": settings.namespace or "default",
+                "partitions": counts.fp,
+                "budget_partitions": counts.b,
+                "quota_partitions": counts.q,
+                "worker_partitions": counts.w,
+            }
 
     settings.out().record(run(read()), "setting")
 

@@ -53,12 +53,24 @@ def read_tags(pairs: tuple[str, ...]) -> dict[str, str]:
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE")
 @click.option("--wait", is_flag=True, help="Wait for the end and print the result.")
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --wait: exit code 4 after that.")
-@click.option("--count", type=click.IntRange(1, 10_000_000), help="Submit it so many times; with --key as key-0, key-1, ...")
+@click.option(
+    "--count", type=click.IntRange(1, 10_000_000), help="Submit it so many times; with --key as key-0, key-1, ..."
+)
 @pass_settings
 def submit(
-    settings: Settings, task: str, payload: str, lane: str | None, key: str | None, delay: float | None, priority: int | None,
-    deadline: float | None, tags: tuple[str, ...], wait: bool, timeout: float | None, count: int | None,
-) -> None:  # fmt: skip
+    settings: Settings,
+    task: str,
+    payload: str,
+    lane: str | None,
+    key: str | None,
+    delay: float | None,
+    priority: int | None,
+    deadline: float | None,
+    tags: tuple[str, ...],
+    wait: bool,
+    timeout: float | None,
+    count: int | None,
+) -> None:
     """Submit a job of TASK. PAYLOAD is JSON, @file, or - for standard input; without it null."""
     from ..store import run
 
@@ -66,7 +78,13 @@ def submit(
         raise click.UsageError("--timeout goes with --wait")
     if count is not None and wait:
         raise click.UsageError("--count goes without --wait: watch many with `ff top` or `ff lane stats`")
-    options = {"lane": lane, "delay": delay, "priority": priority, "deadline": deadline, "tags": read_tags(tags) or None}
+    options = {
+        "lane": lane,
+        "delay": delay,
+        "priority": priority,
+        "deadline": deadline,
+        "tags": read_tags(tags) or None,
+    }
     given = {name: value for name, value in options.items() if value is not None}
     value = read_payload(payload)
     if count is None:
@@ -76,7 +94,13 @@ def submit(
 
 
 async def _one(
-    settings: Settings, task: str, value: Any, key: str | None, options: dict[str, Any], wait: bool, timeout: float | None
+    settings: Settings,
+    task: str,
+    value: Any,
+    key: str | None,
+    options: dict[str, Any],
+    wait: bool,
+    timeout: float | None,
 ) -> None:
     from ..store import client_of
     from .job import print_outcome
@@ -94,7 +118,9 @@ async def _one(
             click.echo("ff: the key names a job that was submitted before", err=True)
 
 
-async def _many(settings: Settings, task: str, value: Any, key: str | None, options: dict[str, Any], count: int) -> None:
+async def _many(
+    settings: Settings, task: str, value: Any, key: str | None, options: dict[str, Any], count: int
+) -> None:
     from ..store import client_of
 
     out, began, created, sent = settings.out(), time.monotonic(), 0, 0
@@ -103,11 +129,16 @@ async def _many(settings: Settings, task: str, value: Any, key: str | None, opti
             while sent < count:
                 n = min(CHUNK_N, count - sent)
                 keys = [f"{key}-{sent + i}" for i in range(n)] if key is not None else None
-                jobs = await client.submit_many(task, [value] * n, **({"keys": keys} if keys else {}), **options)
+                jobs = await client.submit_many(task, [value] * n, keys=keys, **options)
                 created, sent = created + sum(job.created for job in jobs), sent + n
                 advance(n)
     seconds = time.monotonic() - began
-    record = {"submitted": sent, "created": created, "seconds": round(seconds, 3), "per_second": round(sent / seconds, 1)}
+    record = {
+        "submitted": sent,
+        "created": created,
+        "seconds": round(seconds, 3),
+        "per_second": round(sent / seconds, 1),
+    }
     if out.json:
         return out.line(record)
     known = f", {sent - created} of them submitted before" if created < sent else ""

@@ -88,9 +88,12 @@ def tables(out: Out, found: dict[str, Any]) -> Any:
 
     workers = found["workers"]
     columns = [
-        Column("worker", "worker"), Column("host", "host"), Column("lanes", "lanes"), Column("concurrency", "slots", right=True),
+        Column("worker", "worker"),
+        Column("host", "host"),
+        Column("lanes", "lanes"),
+        Column("concurrency", "slots", right=True),
         Column("capabilities", "has"),
-    ]  # fmt: skip
+    ]
     parts: list[Any] = [Text(f"{found['url']}   {len(found['lanes'])} lanes, {len(workers)} workers")]
     if found["lanes"]:
         parts += [Text(), out.table(found["lanes"], [*COLUMNS, *RATES])]

@@ -54,19 +54,44 @@ def log_to_stderr() -> None:
 
 @worker.command("run")
 @click.argument("where", metavar="MODULE:APP")
-@click.option("--lane", "lanes", multiple=True, help="Whose jobs to take; may be given several times. Default: those of the app's tasks.")
-@click.option("--concurrency", type=click.IntRange(1, 10_000), default=16, show_default=True, help="Handlers at a time.")
+@click.option(
+    "--lane",
+    "lanes",
+    multiple=True,
+    help="Whose jobs to take; may be given several times. Default: those of the app's tasks.",
+)
+@click.option(
+    "--concurrency", type=click.IntRange(1, 10_000), default=16, show_default=True, help="Handlers at a time."
+)
 @click.option("--capability", "capabilities", multiple=True, help='What this machine has, as in gpu or "torch==2.4".')
-@click.option("--prefetch", type=click.IntRange(0, 10_000), help="Jobs held beyond those that run. Default: by how short they are.")
-@click.option("--lease", type=click.FloatRange(min=0.1), metavar="SECONDS", help="A crashed worker's jobs come back after it. Default 30.")
-@click.option("--grace", type=click.FloatRange(min=0), metavar="SECONDS", help="For handlers to finish when stopped. Default 25.")
+@click.option(
+    "--prefetch",
+    type=click.IntRange(0, 10_000),
+    help="Jobs held beyond those that run. Default: by how short they are.",
+)
+@click.option(
+    "--lease",
+    type=click.FloatRange(min=0.1),
+    metavar="SECONDS",
+    help="A crashed worker's jobs come back after it. Default 30.",
+)
+@click.option(
+    "--grace", type=click.FloatRange(min=0), metavar="SECONDS", help="For handlers to finish when stopped. Default 25."
+)
 @click.option("--no-tick", is_flag=True, help="Leave timers and recovery to others; somebody has to.")
 @pass_settings
 def run_(
-    settings: Settings, where: str, lanes: tuple[str, ...], concurrency: int, capabilities: tuple[str, ...], prefetch: int | None,
-    lease: float | None, grace: float | None, no_tick: bool,
-) -> None:  # fmt: skip
-    """Run the tasks of an app until SIGTERM or Ctrl-C, which let running handlers finish; a second one does not wait."""
+    settings: Settings,
+    where: str,
+    lanes: tuple[str, ...],
+    concurrency: int,
+    capabilities: tuple[str, ...],
+    prefetch: int | None,
+    lease: float | None,
+    grace: float | None,
+    no_tick: bool,
+) -> None:
+    """Run the tasks of an app until SIGTERM or Ctrl-C; running handlers finish, a second signal does not wait."""
     import asyncio
 
     log_to_stderr()
@@ -78,9 +103,12 @@ def run_(
         app.namespace = settings.namespace
     given = {"prefetch": prefetch, "lease": lease, "grace": grace}
     made = app.worker(
-        lanes=list(lanes) or None, concurrency=concurrency, capabilities=set(capabilities), tick=not no_tick,
+        lanes=list(lanes) or None,
+        concurrency=concurrency,
+        capabilities=set(capabilities),
+        tick=not no_tick,
         **{name: value for name, value in given.items() if value is not None},
-    )  # fmt: skip
+    )
     asyncio.run(made.run(signals=True))
 
 
@@ -95,10 +123,15 @@ def list_(settings: Settings) -> None:
             return await worker_records(backend)
 
     columns = [
-        Column("worker", "worker"), Column("host", "host"), Column("pid", "pid", right=True), Column("lanes", "lanes"),
-        Column("concurrency", "slots", right=True), Column("capabilities", "has"), Column("tasks", "tasks"),
+        Column("worker", "worker"),
+        Column("host", "host"),
+        Column("pid", "pid", right=True),
+        Column("lanes", "lanes"),
+        Column("concurrency", "slots", right=True),
+        Column("capabilities", "has"),
+        Column("tasks", "tasks"),
         Column("alive_until", "listed until", ago(time.time_ns() // 1_000_000)),
-    ]  # fmt: skip
+    ]
     settings.out().rows(run(read()), columns, empty="No worker is alive.")
 
 
@@ -118,12 +151,19 @@ async def worker_records(backend: Any) -> list[dict[str, Any]]:
                     info = msgspec.json.decode(row.info, type=dict[str, Any]) if row.info else {}
                 except msgspec.DecodeError:
                     info = {}  # cut off at the store's limit; that it is alive is still worth a line
-                found.append({
-                    "worker": row.worker_instance_id, "name": info.get("name"), "host": info.get("host"), "pid": info.get("pid"),
-                    "lanes": info.get("lanes") or [], "concurrency": info.get("concurrency"),
-                    "capabilities": info.get("capabilities") or [], "tasks": info.get("tasks") or [],
-                    "alive_until": instant(row.alive_until),
-                })  # fmt: skip
+                found.append(
+                    {
+                        "worker": row.worker_instance_id,
+                        "name": info.get("name"),
+                        "host": info.get("host"),
+                        "pid": info.get("pid"),
+                        "lanes": info.get("lanes") or [],
+                        "concurrency": info.get("concurrency"),
+                        "capabilities": info.get("capabilities") or [],
+                        "tasks": info.get("tasks") or [],
+                        "alive_until": instant(row.alive_until),
+                    }
+                )
             after = page.cursor
             if not after:
                 break

@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +25,7 @@ from ffcore.errors import EngineError, InvalidArgument, NotFound
 from ffcore.ids import ExecutionId, LaneId
 
 from .app import LANE, File, app, count
+from .processes import Failed, Workers, directory_with_store
 from .proof import Verdict, examine
 
 if TYPE_CHECKING:
@@ -41,13 +37,8 @@ FILE_BYTES_MAX = 16 << 20
 START_S = 60.0
 RUN_S = 240.0
 """Bounds on waiting: a demo that hangs must end, and say where."""
-STOP_S = 10.0
 POLL_S = 0.005
 ENDED = ("completed", "failed", "cancelled", "expired", "skipped")
-
-
-class Failed(Exception):
-    """The demo could not show what it is there to show."""
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -82,7 +73,12 @@ def pick_files(root: Path, most: int) -> list[Path]:
         dirs.sort()
         for name in sorted(names):
             path = Path(folder, name)
-            if path.is_symlink() or not path.is_file() or not os.access(path, os.R_OK) or path.stat().st_size > FILE_BYTES_MAX:
+            if (
+                path.is_symlink()
+                or not path.is_file()
+                or not os.access(path, os.R_OK)
+                or path.stat().st_size > FILE_BYTES_MAX
+            ):
                 continue
             # The payload is JSON: a name that is no text cannot travel.
             with contextlib.suppress(UnicodeEncodeError):
@@ -93,98 +89,15 @@ def pick_files(root: Path, most: int) -> list[Path]:
     return found
 
 
-# ---- processes -----------------------------------------------------------------------------------------
-
-
-def child_environment(url: str) -> dict[str, str]:
-    """This process's, such that a child finds the same packages and the demo's store."""
-    import ffsdk
-
-    packages = {str(Path(__file__).parents[2].absolute()), str(Path(ffsdk.__file__).absolute().parents[1])}
-    path = [*sorted(packages), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "FF_URL": url, "FF_QUIET": "1"}
-
-
-class Workers:
-    """The worker processes, each in the demo's own hands until it has ended."""
-
-    def __init__(self, url: str, directory: Path, concurrency: int) -> None:
-        self._url, self._directory, self._concurrency = url, directory, concurrency
-        self.processes: list[subprocess.Popen[bytes]] = []
-
-    def start(self, n: int) -> None:
-        package = __name__.partition(".")[0]
-        command = [sys.executable, "-m", f"{package}.main", "worker", "run", f"{package}.demo.app:app", "--lane", LANE,
-                   "--concurrency", str(self._concurrency)]  # fmt: skip
-        for number in range(n):
-            with (self._directory / f"worker-{number}.log").open("wb") as log:
-                self.processes.append(subprocess.Popen(
-                    command, env=child_environment(self._url), cwd=self._directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-                ))  # fmt: skip
-
-    def check(self, *, but: int | None = None) -> None:
-        """Failed if one ended that nobody killed."""
-        for number, process in enumerate(self.processes):
-            if process.pid != but and process.poll() is not None:
-                said = (self._directory / f"worker-{number}.log").read_text(errors="replace").strip().splitlines()
-                raise Failed(f"worker {process.pid} ended with {process.returncode}: " + " | ".join(said[-5:]))
-
-    def stop(self) -> None:
-        """Ask, then insist. Only processes started here; a stopped one is woken so that it can hear."""
-        for process in self.processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
-        deadline = time.monotonic() + STOP_S
-        for process in self.processes:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-@contextlib.contextmanager
-def directory_with_store() -> Iterator[tuple[Path, str]]:
-    """A fresh directory and the URL of its embedded store; both are gone afterwards."""
-    directory = Path(tempfile.mkdtemp(prefix="ff-demo-"))
-    name, before = "FF_EMBEDDED_LINGER", os.environ.get("FF_EMBEDDED_LINGER")
-    os.environ[name] = "0.3"  # the server need not wait for anybody else: its directory is ours
-    try:
-        yield directory, f"embedded://{directory}/store"
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-        _wait_for_server(directory / "store" / "endpoint.json")
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _wait_for_server(endpoint: Path) -> None:
-    """Until the store's keeper has ended its server, which it publishes by taking this file away."""
-    deadline, asked = time.monotonic() + STOP_S, False
-    while True:
-        try:
-            keeper_pid = int(json.loads(endpoint.read_text())["keeper_pid"])
-        except (OSError, ValueError, KeyError):
-            return
-        if time.monotonic() > deadline:
-            if asked:
-                return
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(keeper_pid, signal.SIGTERM)
-            deadline, asked = time.monotonic() + STOP_S, True
-        time.sleep(0.02)
-
-
 # ---- what the store knows ------------------------------------------------------------------------------
 
 
 async def depths(backend: Backend) -> dict[str, int]:
     """Jobs of the demo's lane by stored state."""
     total: dict[str, int] = {}
-    for answer in await backend.call_all([LaneStatsArgs(partition=p, lane_id=LaneId(LANE)) for p in backend.config.keys()]):
+    for answer in await backend.call_all(
+        [LaneStatsArgs(partition=p, lane_id=LaneId(LANE)) for p in backend.config.keys("fp")]
+    ):
         if isinstance(answer, NotFound):
             continue  # a partition that no file went to
         if isinstance(answer, EngineError):
@@ -200,7 +113,9 @@ def ended(counts: dict[str, int]) -> int:
 
 async def leases(backend: Backend) -> tuple[list[ListedLease], int]:
     """Who holds what, and the store's time."""
-    answers = [await backend.call(ListLeasesArgs(partition=p, limit=limits.PAGE_MAX_N)) for p in backend.config.keys()]
+    answers = [
+        await backend.call(ListLeasesArgs(partition=p, limit=limits.PAGE_MAX_N)) for p in backend.config.keys("fp")
+    ]
     return [lease for answer in answers for lease in answer.items], max(answer.now_ms for answer in answers)
 
 
@@ -244,22 +159,42 @@ class Scenario:
         self._say("all jobs have ended; comparing with a plain computation")
         compared = time.monotonic()
         verdict = await examine(self._backend, jobs, counts.get("completed", 0), worker)
-        return self._report(verdict, seconds, workers_n, pid, worker, lost, killed_ms, done, time.monotonic() - compared)
+        return self._report(
+            verdict, seconds, workers_n, pid, worker, lost, killed_ms, done, time.monotonic() - compared
+        )
 
     def _report(
-        self, verdict: Verdict, seconds: float, workers_n: int, pid: int, worker: str, lost: list[ExecutionId], killed_ms: int,
-        done: int, compared_s: float,
-    ) -> Report:  # fmt: skip
+        self,
+        verdict: Verdict,
+        seconds: float,
+        workers_n: int,
+        pid: int,
+        worker: str,
+        lost: list[ExecutionId],
+        killed_ms: int,
+        done: int,
+        compared_s: float,
+    ) -> Report:
         missing = sorted(set(lost) - {r.execution_id for r in verdict.recovered})
         wrong = verdict.wrong + [f"{i} was leased by the killed worker and shows no second attempt" for i in missing]
         last = max((r.again_at_ms for r in verdict.recovered), default=killed_ms)
         return Report(
-            files=verdict.files, bytes=verdict.bytes, words=verdict.words, seconds=round(seconds, 3),
-            files_per_s=round(verdict.files / seconds, 1), workers=workers_n, killed_pid=pid, killed_worker=worker,
-            done_when_killed=done, leases_held=len(lost), recovered=len(verdict.recovered),
-            recovery_s=round((last - killed_ms) / 1000, 3), completed=verdict.completed, plain_seconds=round(compared_s, 3),
+            files=verdict.files,
+            bytes=verdict.bytes,
+            words=verdict.words,
+            seconds=round(seconds, 3),
+            files_per_s=round(verdict.files / seconds, 1),
+            workers=workers_n,
+            killed_pid=pid,
+            killed_worker=worker,
+            done_when_killed=done,
+            leases_held=len(lost),
+            recovered=len(verdict.recovered),
+            recovery_s=round((last - killed_ms) / 1000, 3),
+            completed=verdict.completed,
+            plain_seconds=round(compared_s, 3),
             wrong=wrong,
-        )  # fmt: skip
+        )
 
     async def _until(self, seconds: float, what: str, done: Callable[[], Any], *, but: int | None = None) -> None:
         deadline = time.monotonic() + seconds
@@ -280,8 +215,8 @@ class Scenario:
     async def _kill_one(self, advance: Callable[[int], None]) -> tuple[int, str, list[ExecutionId], int, int]:
         """Wait until half is done, then kill the worker that holds most, having made sure that it holds something.
 
-        Stopped before it is killed: between seeing its leases and killing it, it might end them. What it had sent before
-        may still arrive, so its leases are read until two reads agree.
+        Stopped before it is killed: between seeing its leases and killing it, it might end them. What it had sent
+        before may still arrive, so its leases are read until two reads agree.
         """
         instances = {instance: pid for pid, instance in (await registered(self._backend)).items()}
         deadline = time.monotonic() + RUN_S
@@ -290,7 +225,9 @@ class Scenario:
             done = ended(await depths(self._backend))
             advance(done)
             if done >= len(self._paths) * 4 // 5:
-                raise Failed(f"{done} of {len(self._paths)} jobs ended before a worker could be killed: give it more --files")
+                raise Failed(
+                    f"{done} of {len(self._paths)} jobs ended before a worker could be killed: give it more --files"
+                )
             if time.monotonic() > deadline:
                 raise Failed(f"half of the jobs did not end within {RUN_S:g} s: {await depths(self._backend)}")
             if done >= len(self._paths) // 2:
@@ -334,12 +271,19 @@ async def _client(url: str) -> AsyncGenerator[Client]:
 
 
 async def demo(
-    root: Path, files_n: int, workers_n: int, concurrency: int, say: Callable[[str], None], advance: Callable[[int], None]
+    root: Path,
+    files_n: int,
+    workers_n: int,
+    concurrency: int,
+    say: Callable[[str], None],
+    advance: Callable[[int], None],
 ) -> Report:
     """Run it on a store of its own. Raises Failed, InvalidArgument (the directory) and what the engine raises."""
     paths = pick_files(root, files_n)
     if len(paths) < 20 * workers_n:
-        raise InvalidArgument(f"{root} has {len(paths)} readable files, too few for {workers_n} workers: name another with --dir")
+        raise InvalidArgument(
+            f"{root} has {len(paths)} readable files, too few for {workers_n} workers: name another with --dir"
+        )
     say(f"{len(paths):,} files below {root}")
     with directory_with_store() as (directory, url):
         workers = Workers(url, directory, concurrency)

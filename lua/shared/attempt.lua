@@ -28,7 +28,8 @@ function attempt.begin(p, x, lease_id, ttl_ms, why, attempt_id, worker, timeout_
   if deadline and deadline < expires then expires = deadline end
   if not x.attempt and not x.ended_by and not deadline and not worker and kept_id == lease_id then
     -- The common case, a first attempt: nothing of an earlier one to clear.
-    state.move(p, x, "active", why, "lease_epoch", epoch, "lease_id", lease_id, "at", expires, "attempt", "0", "started_at", p.now)
+    x.attempt, x.started_at = "0", record.text(p, epoch)
+    state.move(p, x, "active", why, "lease_epoch", epoch, "lease_id", lease_id, "at", expires)
     return
   end
   state.move(p, x, "active", why,
@@ -46,8 +47,8 @@ function attempt.started_at(x) return x.attempt_started_at or x.started_at or "0
 -- kind as this one was. A resumed attempt keeps what is left of its time. Fields for the move that gives the lease up.
 function attempt.unbegin(p, x)
   if x.next == "resumed" then return "attempt_left_ms", attempt.left_ms(p, x) end
-  local index = tonumber(x.attempt or "0")
-  return "attempt", index > 0 and tostring(index - 1) or false
+  -- -1 says that there was a claim and no attempt yet; an absent index would read as the first one's.
+  return "attempt", tostring(record.number(x, "attempt") - 1)
 end
 
 -- Log an attempt that ended while its execution goes on; the last ATTEMPTS_N are kept.
@@ -142,6 +143,6 @@ end
 function attempt.complete(p, x, result, encoding)
   local short = result and #result <= LIMITS.SHORT_RESULT_BYTES
   if result and not short then redis.call("SET", keys.result(p, x.id), result) end
-  state.finish(p, x, "completed", nil, "ended_by", "complete", "result", short and result or false,
+  state.finish(p, x, "completed", nil, "result", short and result or false,
     "result_kept", result and not short and "1" or false, "result_encoding", encoding or false)
 end

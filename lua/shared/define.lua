@@ -40,7 +40,7 @@ end
 -- its uuid part, so no user text ever reaches a key.
 function read.id(raw, p)
   local n = p.id_prefix_n
-  if string.sub(raw, 1, n) == p.id_prefix and #raw == n + 36 then
+  if #raw == n + 36 and string.find(raw, p.id_prefix, 1, true) == 1 then
     local uuid = string.sub(raw, n + 1)
     if string.find(uuid, UUID) then return uuid end
   end

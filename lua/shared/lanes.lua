@@ -31,7 +31,11 @@ function lanes.named(p, name, create)
     redis.call("HSET", key, name, number, "#", n, "#" .. number, name)
   end
   p.lane_numbers[name] = number
-  return opened(p, name, number)
+  -- A record of this call may have opened it by number: one table per lane and call, or counts get lost.
+  local lane = p.lanes[number]
+  if not lane then return opened(p, name, number) end
+  lane.name = name
+  return lane
 end
 
 -- The lane of a record.

@@ -18,8 +18,9 @@ function partition.open(key, absent)
   if p.ready and p.now - p.hwm > LIMITS.OVERDUE_MS then
     -- Nobody has written here for a while. If a lease is overdue by as much, the server was away (down,
     -- paused, clock jump), and workers must get one renewal interval before their leases count as lost.
-    local head = redis.call("ZRANGE", keys.leases(p), "-inf", p.now - LIMITS.OVERDUE_MS, "BYSCORE", "LIMIT", 0, 1)
-    if head[1] then
+    local head = redis.call("ZRANGE", keys.leases(p), "-inf", p.now - LIMITS.OVERDUE_MS, "BYSCORE", "LIMIT", 0, 1, "WITHSCORES")
+    -- One that has had its grace gets no other: where nobody ticks, slow pollers would renew it for ever.
+    if head[2] and tonumber(head[2]) > p.grace_until then
       p.grace_until = p.now + LIMITS.RENEWAL_INTERVAL_MAX_MS
       p.grace_new = true
     end

@@ -2,7 +2,7 @@
 --
 -- Fields have short names in the store (15 of them stay a 400-byte listpack) and long ones in code; this
 -- table is where they meet. Values stay within 64 bytes, or the hash changes its encoding and triples:
--- free text lives in the detail hash. A loaded record is a table of strings with `id` beside the fields.
+-- free text lives in the detail hash. A loaded record is a table of strings with `id` and `key` beside the fields.
 
 local record = {}
 
@@ -29,14 +29,26 @@ local function long_names()
 end
 
 -- The record of an id, or nil.
+--
+-- What nearly every record would say the same is not stored: a first attempt's index (0), its start (its
+-- epoch, which is the instant of its claim) and its kind (initial) are filled in here.
 function record.load(p, id)
-  local flat = redis.call("HGETALL", keys.core(p, id))
+  local key = keys.core(p, id)
+  local flat = redis.call("HGETALL", key)
   local n = #flat
   if n == 0 then return nil end
-  local long, x = LONG or long_names(), { id = id }
+  local long = LONG or long_names()
+  -- Named here so that the table has its size at once; false reads as absent everywhere.
+  local x = { id = id, key = key, state = false, next = false, lane = false, task = false, created_at = false, digest = false, policy = false,
+    turn = false, lease_epoch = false, lease_id = false, at = false, attempt = false, started_at = false, detail = false }
   for i = 1, n, 2 do
     local name = long[flat[i]]
     if name then x[name] = flat[i + 1] end -- a field of a newer release is kept and left alone
+  end
+  if not x.next then x.next = "initial" end
+  if x.lease_id then
+    if not x.attempt then x.attempt = "0" end
+    if not x.started_at then x.started_at = x.lease_epoch end
   end
   return x
 end
@@ -51,15 +63,18 @@ function record.text(p, value)
   return text
 end
 
+-- The arguments of one HSET, reused: growing a fresh table for every write costs more than the write.
+local scratch = {}
+
 -- Write fields given as name, value, name, value; false removes one. Keeps the loaded table in step.
 function record.write(p, x, ...)
-  local given, set, n, gone = { ... }, {}, 0, nil
+  local given, n, gone = { ... }, 0, nil
   for i = 1, #given, 2 do
     local name, value = given[i], given[i + 1]
     if value then
       if type(value) == "number" then value = record.text(p, value) end
-      set[n + 1] = SHORT[name]
-      set[n + 2] = value
+      scratch[n + 1] = SHORT[name]
+      scratch[n + 2] = value
       n = n + 2
       x[name] = value
     elseif x[name] then
@@ -68,9 +83,8 @@ function record.write(p, x, ...)
       x[name] = nil
     end
   end
-  local key = keys.core(p, x.id)
-  if n > 0 then redis.call("HSET", key, unpack(set)) end
-  if gone then redis.call("HDEL", key, unpack(gone)) end
+  if n > 0 then redis.call("HSET", x.key, unpack(scratch, 1, n)) end
+  if gone then redis.call("HDEL", x.key, unpack(gone)) end
 end
 
 -- Field names as the store has them, for a list prepared once and written many times (state.create).

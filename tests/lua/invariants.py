@@ -191,7 +191,8 @@ def _check_record(p: _Partition, id: str, x: dict[str, str]) -> Iterator[str]:
         return
     # Raises where the three words cannot stand together.
     if not terminal(state):
-        states.vector(state, x.get("reason"), x.get("next"), "started_at" in x)
+        # A first attempt's kind and start are not stored (lua/shared/record.lua, load).
+        states.vector(state, x.get("reason"), x.get("next", "initial"), "started_at" in x or "lease_id" in x)
     elif "reason" in x:
         yield f"has ended and still has reason {x['reason']}"
     places = {("queue", *key): zset[id] for key, zset in p.by("queue", "lane", "cap").items() if id in zset}

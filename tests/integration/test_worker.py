@@ -1,0 +1,624 @@
+"""A worker on a real server: what it does with results, failures, timeouts, cancels and jobs it cannot run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import threading
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+
+import ffsdk as ff
+from ffbackend_valkey.stores import connect
+from ffcore.backend import StoreConfig
+from ffcore.contracts.lease import RevokeLeaseArgs
+from ffcore.contracts.operator import LaneStatsArgs
+from ffcore.contracts.roster import ListTasksArgs, ListWorkersArgs
+from ffcore.ids import ExecutionId, LaneId, WorkerInstanceId, partition_key
+from tests.integration.proxy import own_server, until
+from tests.integration.worker_app import working
+
+ONCE = ff.Retry(max_attempts=1)
+SOON = ff.Retry(max_attempts=3, backoff=0.001, jitter=False)
+
+
+class Order(msgspec.Struct):
+    number: int
+    note: str = ""
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with own_server() as server:
+        url = f"valkey://127.0.0.1:{server.port}"
+
+        async def init() -> None:
+            await (await connect(url, init=StoreConfig(fp=4))).close()
+
+        asyncio.run(init())
+        yield url
+
+
+@pytest.fixture
+async def app(url: str, request: pytest.FixtureRequest) -> AsyncIterator[ff.App]:
+    """An app of the test's own namespace, its store open for the length of the test."""
+    app = ff.App(url, namespace=request.node.name[:100])
+    await app.backend()
+    yield app
+    await app.release()
+
+
+@pytest.fixture
+def lane(request: pytest.FixtureRequest) -> str:
+    return request.node.name[:100]
+
+
+# ---- results and facts -----------------------------------------------------------------------------------
+
+
+async def test_a_job_is_run_and_its_result_comes_back(app: ff.App, lane: str) -> None:
+    @app.task(lane=lane)
+    async def double(order: Order) -> int:
+        return order.number * 2
+
+    async with app.client() as client, working(app):
+        assert await (await client.submit(double, Order(21))).result(timeout=10) == 42
+
+
+async def test_a_worker_takes_jobs_that_were_there_before_it(app: ff.App, lane: str) -> None:
+    @app.task(lane=lane)
+    async def double(order: Order) -> int:
+        return order.number * 2
+
+    async with app.client() as client:
+        jobs = await client.submit_many(double, [Order(n) for n in range(500)])
+        async with working(app, concurrency=8):
+            assert [await job.result(timeout=20) for job in jobs] == [n * 2 for n in range(500)]
+
+
+async def test_a_handler_learns_the_facts_of_its_job(app: ff.App, lane: str) -> None:
+    seen: list[ff.Context] = []
+
+    @app.lifespan
+    async def resources() -> AsyncIterator[dict[str, str]]:
+        yield {"db": "open"}
+
+    @app.task(lane=lane, timeout=60)
+    async def look(order: Order, ctx: ff.Context) -> None:
+        await ctx.progress(40, "on its way")
+        seen.append(ctx)
+
+    before = datetime.now(UTC)
+    async with app.client() as client, working(app):
+        job = await client.submit(look, Order(1), tags={"shop.tenant": "t1"})
+        await job.result(timeout=10)
+        status = await job.status()
+    (ctx,) = seen
+    assert (ctx.execution_id, ctx.attempt, ctx.tags, ctx.state, ctx.cancelled) == (
+        job.id, 0, {"shop.tenant": "t1"}, {"db": "open"}, False
+    )  # fmt: skip
+    assert ctx.task is look
+    assert ctx.fence.lease_epoch > 0
+    assert ctx.deadline is not None
+    assert 0 < (ctx.deadline - before).total_seconds() < 61
+    assert status.progress is not None
+
+
+async def test_a_def_handler_runs_in_a_thread_and_reports_progress_by_a_plain_call(app: ff.App, lane: str) -> None:
+    threads: list[int] = []
+
+    @app.task(lane=lane)
+    def work(order: Order, ctx: ff.Context) -> str:
+        ctx.progress(10)
+        threads.append(threading.get_ident())
+        return f"order {order.number}"
+
+    async with app.client() as client, working(app):
+        assert await (await client.submit(work, Order(7))).result(timeout=10) == "order 7"
+    assert threads[0] != threading.get_ident()
+
+
+async def test_what_a_handler_leaves_in_context_variables_does_not_reach_the_next(app: ff.App, lane: str) -> None:
+    tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
+    found: list[str] = []
+
+    @app.task(lane=lane)
+    async def leak(order: Order) -> None:
+        found.append(tenant.get())
+        tenant.set(f"t{order.number}")
+        if order.number % 2:
+            await asyncio.sleep(0)
+
+    async with app.client() as client:
+        jobs = await client.submit_many(leak, [Order(n) for n in range(40)])
+        async with working(app, concurrency=4):
+            for job in jobs:
+                await job.result(timeout=10)
+    assert found == ["nobody"] * 40
+
+
+async def test_handlers_that_never_wait_leave_the_loop_to_others_now_and_then(app: ff.App, lane: str) -> None:
+    turns, turns_at = 0, list[int]()
+
+    @app.task(lane=lane)
+    async def busy(order: Order) -> None:
+        sum(range(200_000))  # longer than one slice on any machine
+        turns_at.append(turns)
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with app.client() as client:
+        jobs = await client.submit_many(busy, [Order(n) for n in range(64)])
+        counting = asyncio.create_task(count())
+        async with working(app, concurrency=32, prefetch=32):
+            for job in jobs:
+                await job.result(timeout=20)
+        counting.cancel()
+    assert len(set(turns_at)) > 32
+
+
+async def test_concurrency_bounds_the_handlers_that_run_at_a_time(app: ff.App, lane: str) -> None:
+    running, most, gate = 0, 0, asyncio.Event()
+
+    @app.task(lane=lane)
+    async def wait(order: Order) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await gate.wait()
+        running -= 1
+
+    async with app.client() as client:
+        jobs = await client.submit_many(wait, [Order(n) for n in range(12)])
+        async with working(app, concurrency=3, prefetch=5):
+            await until(lambda: running == 3)
+            gate.set()
+            for job in jobs:
+                await job.result(timeout=10)
+    assert most == 3
+
+
+async def test_two_workers_share_the_work_and_no_job_runs_twice(app: ff.App, lane: str) -> None:
+    ran: list[tuple[int, int]] = []
+
+    @app.task(lane=lane)
+    async def note(order: Order, ctx: ff.Context) -> None:
+        await asyncio.sleep(0.001)
+        ran.append((order.number, ctx.fence.lease_epoch))
+
+    async with app.client() as client:
+        jobs = await client.submit_many(note, [Order(n) for n in range(300)])
+        async with working(app, concurrency=4) as one, working(app, concurrency=4) as two:
+            for job in jobs:
+                await job.result(timeout=20)
+            assert one.instance != two.instance
+    assert sorted(number for number, _ in ran) == list(range(300))
+
+
+async def test_a_worker_that_is_saturated_by_one_partition_visits_the_others(app: ff.App, lane: str) -> None:
+    """A chained claim stays where it is; without a rule a full partition would hide the rest for ever."""
+    order_of_parts: list[str] = []
+
+    @app.task(lane=lane)
+    async def note(order: Order, ctx: ff.Context) -> None:
+        order_of_parts.append(ctx.execution_id[:6])
+
+    async with app.client() as client:
+        jobs = await client.submit_many(note, [Order(n) for n in range(600)])
+        async with working(app, concurrency=1, prefetch=0):
+            await until(lambda: len(order_of_parts) >= 300, within=20)
+            seen_half_way = set(order_of_parts[:300])
+            for job in jobs:
+                await job.result(timeout=20)
+    assert len(seen_half_way) == 4
+
+
+# ---- failures --------------------------------------------------------------------------------------------
+
+
+async def test_a_failed_attempt_is_retried_and_the_next_one_may_succeed(app: ff.App, lane: str) -> None:
+    @app.task(lane=lane, retry=SOON)
+    async def flaky(order: Order, ctx: ff.Context) -> int:
+        if ctx.attempt < 2:
+            raise RuntimeError("not yet")
+        return ctx.attempt
+
+    async with app.client() as client, working(app):
+        assert await (await client.submit(flaky, Order(1))).result(timeout=10) == 2
+
+
+async def test_a_job_that_has_used_up_its_attempts_fails_with_its_traceback(app: ff.App, lane: str) -> None:
+    @app.task(lane=lane, retry=SOON)
+    async def broken(order: Order) -> None:
+        raise LookupError("no such thing")
+
+    async with app.client() as client, working(app):
+        with pytest.raises(ff.JobFailed) as failed:
+            await (await client.submit(broken, Order(1))).result(timeout=10)
+    assert failed.value.reason == "LookupError: no such thing"
+    assert (failed.value.category, failed.value.attempts) == ("error", 3)
+    assert "in broken" in failed.value.traceback
+    assert "runner.py" not in failed.value.traceback
+
+
+@pytest.mark.parametrize("category", ["fatal", "upstream"])
+async def test_fatal_ends_the_job_at_once_whatever_its_category(app: ff.App, lane: str, category: str) -> None:
+    attempts: list[int] = []
+
+    @app.task(lane=lane, retry=SOON)
+    async def hopeless(order: Order, ctx: ff.Context) -> None:
+        attempts.append(ctx.attempt)
+        raise ff.Fatal("never", category=category)
+
+    async with app.client() as client, working(app):
+        outcome = await (await client.submit(hopeless, Order(1))).outcome(timeout=10)
+    assert isinstance(outcome, ff.Failed)
+    assert (outcome.reason, outcome.category, attempts) == ("never", category, [0])
+
+
+async def test_retry_after_decides_when_the_next_attempt_runs(app: ff.App, lane: str) -> None:
+    attempts: list[int] = []
+
+    @app.task(lane=lane, retry=ff.Retry(max_attempts=2, backoff=3600))
+    async def busy(order: Order, ctx: ff.Context) -> None:
+        attempts.append(ctx.attempt)
+        if ctx.attempt == 0:
+            raise ff.RetryAfter(0.001)
+
+    async with app.client() as client, working(app):
+        await (await client.submit(busy, Order(1))).result(timeout=10)
+    assert attempts == [0, 1]
+
+
+async def test_a_category_that_is_not_in_on_is_not_retried(app: ff.App, lane: str) -> None:
+    @app.task(lane=lane, retry=ff.Retry(max_attempts=3, backoff=0.001, on=("upstream",)))
+    async def picky(order: Order) -> None:
+        raise ff.Failure("no", category="downstream")
+
+    async with app.client() as client, working(app):
+        outcome = await (await client.submit(picky, Order(1))).outcome(timeout=10)
+    assert isinstance(outcome, ff.Failed)
+    assert (outcome.category, outcome.attempts) == ("downstream", 1)
+
+
+async def test_sys_exit_in_a_handler_fails_the_job_and_not_the_worker(app: ff.App, lane: str) -> None:
+    @app.task(lane=lane, retry=ONCE)
+    async def leave(order: Order) -> None:
+        raise SystemExit(3)
+
+    async with app.client() as client, working(app):
+        for _ in range(2):
+            outcome = await (await client.submit(leave, Order(1))).outcome(timeout=10)
+            assert isinstance(outcome, ff.Failed)
+            assert outcome.reason == "SystemExit: 3"
+
+
+async def test_a_handler_that_raises_cancelled_by_itself_has_failed(app: ff.App, lane: str) -> None:
+    @app.task(lane=lane, retry=ONCE)
+    async def give_up(order: Order) -> None:
+        raise asyncio.CancelledError
+
+    async with app.client() as client, working(app):
+        outcome = await (await client.submit(give_up, Order(1))).outcome(timeout=10)
+    assert isinstance(outcome, ff.Failed)
+    assert outcome.category == "error"
+
+
+# ---- what cannot run -------------------------------------------------------------------------------------
+
+
+async def test_a_payload_that_does_not_fit_fails_at_once_and_is_not_retried(app: ff.App, lane: str, url: str) -> None:
+    other = ff.App(url, namespace=app.namespace)
+
+    @other.task(lane=lane, name="shape")
+    async def sends(payload: dict[str, str]) -> None: ...
+
+    @app.task(lane=lane, name="shape", retry=SOON)
+    async def takes(order: Order) -> None: ...
+
+    async with other.client() as client, working(app):
+        outcome = await (await client.submit(sends, {"number": "not one"})).outcome(timeout=10)
+    assert isinstance(outcome, ff.Failed)
+    assert (outcome.category, outcome.attempts) == ("invalid_payload", 1)
+
+
+async def test_a_result_that_is_not_json_or_too_large_fails_and_is_not_retried(app: ff.App, lane: str) -> None:
+    @app.task(lane=lane, name=f"odd.{lane}"[:100], retry=SOON)
+    async def odd(order: Order) -> object:
+        return object() if order.number else "x" * (2 << 20)
+
+    async with app.client() as client, working(app):
+        large = await (await client.submit(odd, Order(0))).outcome(timeout=10)
+        strange = await (await client.submit(odd, Order(1))).outcome(timeout=10)
+    assert isinstance(large, ff.Failed)
+    assert (large.category, large.attempts) == ("result_too_large", 1)
+    assert isinstance(strange, ff.Failed)
+    assert (strange.category, strange.attempts) == ("invalid_result", 1)
+
+
+async def test_an_unknown_task_waits_for_a_worker_that_knows_it_and_counts_nothing(app: ff.App, lane: str, url: str) -> None:
+    newer = ff.App(url, namespace=app.namespace)
+
+    @app.task(lane=lane, name="old")
+    async def old(order: Order) -> None: ...
+
+    @newer.task(lane=lane, name="new")
+    async def new(order: Order, ctx: ff.Context) -> int:
+        return ctx.attempt
+
+    async with newer.client() as client:
+        job = await client.submit(new, Order(1))
+        async with working(app):
+            while (await job.status()).blocking_reason != "waiting_for_capable_worker":
+                await asyncio.sleep(0.005)
+            async with working(newer):
+                assert await job.result(timeout=10) == 0
+
+
+async def test_another_version_of_a_task_is_unknown_too(app: ff.App, lane: str, url: str) -> None:
+    newer = ff.App(url, namespace=app.namespace)
+
+    @app.task(lane=lane, name="versioned")
+    async def one(order: Order) -> str:
+        return "one"
+
+    @newer.task(lane=lane, name="versioned", version=2)
+    async def two(order: Order) -> str:
+        return "two"
+
+    async with newer.client() as client, working(app):
+        job = await client.submit(two, Order(1))
+        while (await job.status()).blocking_reason != "waiting_for_capable_worker":
+            await asyncio.sleep(0.005)
+        async with working(newer):
+            assert await job.result(timeout=10) == "two"
+
+
+async def test_jobs_that_require_something_go_to_a_worker_that_has_it(app: ff.App, lane: str) -> None:
+    ran_by: list[str] = []
+
+    @app.task(lane=lane, requires={"gpu", "torch>=2.3"})
+    async def train(order: Order) -> None:
+        ran_by.append("gpu")
+
+    async with app.client() as client, working(app, capabilities={"torch==2.4"}):
+        async with working(app, capabilities={"gpu", "torch==2.4"}) as able:
+            await (await client.submit(train, Order(1))).result(timeout=10)
+            assert able.capabilities.serves({"gpu", "torch>=2.3"})
+        job = await client.submit(train, Order(2))
+        # The worker without a gpu has looked, and has found other work done, before we say that it left this alone.
+        assert (await job.status()).state == "waiting"
+    assert ran_by == ["gpu"]
+
+
+# ---- time ------------------------------------------------------------------------------------------------
+
+
+async def test_an_attempt_that_runs_out_of_time_is_cancelled_and_retried(app: ff.App, lane: str) -> None:
+    ended: list[str] = []
+
+    @app.task(lane=lane, timeout=0.2, retry=SOON)
+    async def slow(order: Order, ctx: ff.Context) -> int:
+        if ctx.attempt == 0:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append("cancelled" if ctx.cancelled else "?")
+        return ctx.attempt
+
+    async with app.client() as client, working(app):
+        assert await (await client.submit(slow, Order(1))).result(timeout=10) == 1
+    assert ended == ["cancelled"]
+
+
+async def test_an_attempt_out_of_time_fails_with_the_category_timeout(app: ff.App, lane: str) -> None:
+    @app.task(lane=lane, timeout=0.2, retry=ONCE)
+    async def slow(order: Order) -> None:
+        await asyncio.Event().wait()
+
+    async with app.client() as client, working(app):
+        outcome = await (await client.submit(slow, Order(1))).outcome(timeout=10)
+    assert isinstance(outcome, ff.Failed)
+    assert outcome.category == "timeout"
+
+
+async def test_a_thread_out_of_time_is_asked_to_stop_and_stays_busy_until_it_does(app: ff.App, lane: str) -> None:
+    released, seen = threading.Event(), list[bool]()
+
+    @app.task(lane=lane, timeout=0.2, retry=ONCE)
+    def slow(order: Order, ctx: ff.Context) -> str:
+        if order.number:
+            return "second"
+        released.wait(10)
+        seen.append(ctx.cancelled)
+        return "too late"
+
+    async with app.client() as client, working(app, concurrency=1, prefetch=0) as worker:
+        outcome = await (await client.submit(slow, Order(0))).outcome(timeout=10)
+        assert isinstance(outcome, ff.Failed)
+        assert outcome.category == "timeout"
+        assert worker._runners.running_n == 1
+        released.set()
+        await until(lambda: worker._runners.running_n == 0)
+        assert await (await client.submit(slow, Order(1))).result(timeout=10) == "second"
+    assert seen == [True]
+
+
+# ---- cancel and revoke -----------------------------------------------------------------------------------
+
+
+async def test_cancelling_a_running_async_handler_ends_the_job_as_cancelled(app: ff.App, lane: str) -> None:
+    started, cleaned = asyncio.Event(), asyncio.Event()
+
+    @app.task(lane=lane)
+    async def forever(order: Order) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaned.set()
+
+    async with app.client() as client, working(app):
+        job = await client.submit(forever, Order(1))
+        await started.wait()
+        assert await job.cancel("enough") == "requested"
+        outcome = await job.outcome(timeout=10)
+    assert isinstance(outcome, ff.Cancelled)
+    assert cleaned.is_set()
+
+
+async def test_a_handler_that_finishes_in_spite_of_a_cancel_is_completed(app: ff.App, lane: str) -> None:
+    started = asyncio.Event()
+
+    @app.task(lane=lane)
+    async def stubborn(order: Order) -> str:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            pass
+        return "done anyway"
+
+    async with app.client() as client, working(app):
+        job = await client.submit(stubborn, Order(1))
+        await started.wait()
+        await job.cancel("enough")
+        assert await job.result(timeout=10) == "done anyway"
+        again = await client.submit(stubborn, Order(2))
+        started.clear()
+        await started.wait()
+        await again.cancel("enough")
+        assert await again.result(timeout=10) == "done anyway"
+
+
+async def test_cancelling_a_thread_sets_its_flag_and_an_error_then_means_cancelled(app: ff.App, lane: str) -> None:
+    started = threading.Event()
+
+    @app.task(lane=lane)
+    def loop(order: Order, ctx: ff.Context) -> None:
+        started.set()
+        while not ctx.cancelled:
+            threading.Event().wait(0.001)
+        raise InterruptedError
+
+    async with app.client() as client, working(app):
+        job = await client.submit(loop, Order(1))
+        await asyncio.to_thread(started.wait, 10)
+        await job.cancel("enough")
+        assert isinstance(await job.outcome(timeout=10), ff.Cancelled)
+
+
+async def test_a_job_in_the_buffer_is_cancelled_without_being_started(app: ff.App, lane: str) -> None:
+    gate, ran = asyncio.Event(), list[int]()
+
+    @app.task(lane=lane)
+    async def hold(order: Order) -> None:
+        ran.append(order.number)
+        await gate.wait()
+
+    async with app.client() as client, working(app, concurrency=1, prefetch=1) as worker:
+        first = await client.submit(hold, Order(1))
+        await until(lambda: ran == [1])
+        second = await client.submit(hold, Order(2))
+        await until(lambda: len(worker._runners.buffer) == 1)
+        await second.cancel("not needed")
+        assert isinstance(await second.outcome(timeout=10), ff.Cancelled)
+        gate.set()
+        await first.result(timeout=10)
+    assert ran == [1]
+
+
+async def test_a_revoked_lease_stops_the_handler_and_nothing_is_reported_for_it(
+    app: ff.App, lane: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    started, stopped = list[int](), list[int]()
+
+    @app.task(lane=lane)
+    async def forever(order: Order, ctx: ff.Context) -> int:
+        started.append(ctx.attempt)
+        if ctx.attempt == 0:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                stopped.append(ctx.attempt)
+        return ctx.attempt
+
+    async with app.client() as client, working(app, concurrency=1):
+        job = await client.submit(forever, Order(1))
+        await until(lambda: started == [0])
+        with caplog.at_level(logging.WARNING, "flowfabric.worker"):
+            await client.backend.call(
+                RevokeLeaseArgs(execution_id=ExecutionId(job.id), worker_instance_id=WorkerInstanceId(""), reason="test")
+            )
+            assert await job.result(timeout=10) == 1
+        status = await job.status()
+    assert stopped == [0]
+    assert "is lost" in caplog.text
+    assert (status.attempts, status.crashes) == (2, 0)
+
+
+# ---- being there -----------------------------------------------------------------------------------------
+
+
+async def test_a_worker_is_in_the_roster_while_it_runs_and_its_tasks_are_published(app: ff.App, lane: str) -> None:
+    @app.task(lane=lane, name="published.by.the.roster.test")
+    async def nothing(order: Order) -> None: ...
+
+    async with app.client() as client:
+        async with working(app) as worker:
+            there = await client.backend.call(ListWorkersArgs(partition=partition_key(0, "w")))
+            assert worker.instance in [row.worker_instance_id for row in there.items]
+        left = await client.backend.call(ListWorkersArgs(partition=partition_key(0, "w")))
+        assert worker.instance not in [row.worker_instance_id for row in left.items]
+        tasks = await client.backend.call(ListTasksArgs(partition=partition_key(0, "w"), names=[nothing.name]))
+    assert [row.task for row in tasks.items] == [nothing.name]
+
+
+async def test_an_idle_worker_is_parked_and_a_bell_brings_it_the_job(app: ff.App, lane: str) -> None:
+    @app.task(lane=lane)
+    async def quick(order: Order) -> int:
+        return order.number
+
+    async with app.client() as client, working(app) as worker:
+        backend = client.backend
+
+        async def parked() -> int:
+            stats = [await backend.call(LaneStatsArgs(partition=k, lane_id=LaneId(lane))) for k in backend.config.keys()]
+            return sum(s.parked for s in stats)
+
+        for number in range(20):
+            while await parked() < 4:
+                await asyncio.sleep(0.002)
+            assert all(part.parked_until for part in worker._slots.parts)
+            assert await (await client.submit(quick, Order(number))).result(timeout=4) == number
+
+
+async def test_a_bell_that_reaches_a_worker_without_room_is_passed_on(app: ff.App, lane: str) -> None:
+    """The full worker was parked when it had room; without passing on, the job would wait for the idle one's next poll."""
+    gate = asyncio.Event()
+
+    @app.task(lane=lane)
+    async def hold(order: Order) -> int:
+        if order.number == 0:
+            await gate.wait()
+        return order.number
+
+    async with app.client() as client, working(app, concurrency=1, prefetch=0) as busy:
+        await until(lambda: all(part.parked_until for part in busy._slots.parts))
+        blocker = await client.submit(hold, Order(0))
+        await until(lambda: busy._runners.running_n == 1)
+        async with working(app, concurrency=1, prefetch=0) as idle:
+            await until(lambda: all(part.parked_until for part in idle._slots.parts))
+            for number in range(1, 30):
+                job = await client.submit(hold, Order(number))
+                assert await job.result(timeout=3) == number
+        gate.set()
+        await blocker.result(timeout=10)
