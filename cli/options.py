@@ -38,7 +38,7 @@ class Settings:
         """Where results go: tables for people on a terminal, plain columns for a pipe, lines of JSON if asked."""
         from .render import Out
 
-        return Out(json=self.json, stream=sys.stdout, color="NO_COLOR" not in os.environ)
+        return Out(json=self.json, stream=sys.stdout, color=not os.environ.get("NO_COLOR"))
 
 
 def with_password(url: str, file: str) -> str:

@@ -142,7 +142,9 @@ class Out:
     ) -> None:
         self.json, self.stream = json, stream or sys.stdout
         self.tty = self.stream.isatty()
-        self._color, self._width = color, width
+        self.color, self._width = color, width
+        self._above: Console | None = None
+        """Prints above a progress bar while there is one."""
 
     def console(self) -> Console:
         from rich.console import Console
@@ -150,7 +152,12 @@ class Out:
         # No colours means no escapes at all, bold ones neither. A pipe is not cut at a width.
         width = self._width or (None if self.tty else WIDE)
         return Console(
-            file=self.stream, color_system="auto" if self._color else None, width=width, markup=False, highlight=False, emoji=False
+            file=self.stream,
+            color_system="auto" if self.color else None,
+            width=width,
+            markup=False,
+            highlight=False,
+            emoji=False,
         )
 
     def record(self, record: Record, title: str = "", shown: Sequence[Column] | None = None) -> None:
@@ -209,7 +216,7 @@ class Out:
     def say(self, text: str) -> None:
         """A sentence for a person; programs get none."""
         if not self.json:
-            self.console().print(text, soft_wrap=True)
+            (self._above or self.console()).print(text, soft_wrap=True, markup=False, highlight=False)
 
     @contextmanager
     def progress(self, what: str, total: int | None) -> Generator[Callable[[int], None]]:
@@ -220,9 +227,13 @@ class Out:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        console = Console(stderr=True, color_system="auto" if self._color else None)
+        console = Console(stderr=True, color_system="auto" if self.color else None)
         with Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
         ) as bar:
             task = bar.add_task(what, total=total)
-            yield lambda n: bar.advance(task, n)
+            self._above = bar.console
+            try:
+                yield lambda n: bar.advance(task, n)
+            finally:
+                self._above = None

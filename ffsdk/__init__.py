@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+# Before the function of the same name is defined below: a submodule that is imported later would cover it.
+from ffsdk.connect import Durability
+
 if TYPE_CHECKING:
     from ffsdk import sync
     from ffsdk.app import App
-    from ffsdk.client import Client, connect
+    from ffsdk.client import Client
     from ffsdk.context import Context
     from ffsdk.errors import (
         AdmissionDenied,
@@ -50,7 +53,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "app": ("App",),
-    "client": ("Client", "connect"),
+    "client": ("Client",),
     "context": ("Context",),
     "errors": (
         "AdmissionDenied", "BudgetExceeded", "EngineBug", "EngineError", "Failure", "Fatal", "IdempotencyConflict",
@@ -77,6 +80,17 @@ __all__ = [
     "NotFound", "StaleLease", "WrongState", "IdempotencyConflict", "InvalidToken", "BudgetExceeded", "AdmissionDenied",
     "StoreFull", "NotAccepted", "SubmitErrors", "Suspended",
 ]  # fmt: skip
+
+
+def connect(url: str | None = None, *, namespace: str = "default", durability: Durability = "accepted") -> Client:
+    """A client without an app: ``async with ff.connect(url) as client`` or ``client = await ff.connect(url)``.
+
+    `url=None` means FF_URL. Opening raises InvalidArgument (a wrong URL), Unavailable (refused, bad password),
+    Incompatible (a server that cannot serve us), NotInitialised (run `ff init`); each names the remedy.
+    """
+    from ffsdk.client import Client
+
+    return Client(url, namespace=namespace, durability=durability)
 
 
 def __getattr__(name: str) -> Any:

@@ -304,11 +304,6 @@ class Client:
         return Subscription(self, kind, lanes=lanes, tags=tags, after=after)
 
 
-def connect(url: str | None = None, *, namespace: str = "default", durability: Durability = "accepted") -> Client:
-    """A client without an app: ``async with ff.connect(url) as client`` or ``client = await ff.connect(url)``."""
-    return Client(url, namespace=namespace, durability=durability)
-
-
 T = TypeVar("T")
 
 

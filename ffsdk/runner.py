@@ -60,6 +60,8 @@ class Runners:
         self.buffer: deque[Held] = deque()
         self._idle: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._coming = 0
+        """Runners that will look at the buffer in the next turn of the loop: nobody else need be woken for it."""
         self._closing = False
         self.mean_s: float | None = None
         """Running mean of how long handlers take; None until one has ended."""
@@ -81,7 +83,8 @@ class Runners:
     def add(self, jobs: list[Held]) -> None:
         """Run these. One runner is woken; it wakes the others if its handler waits for something."""
         self.buffer.extend(jobs)
-        self._wake(1)
+        if not self._coming:
+            self._wake(1)
 
     def take_back(self) -> list[Held]:
         """Jobs that have not started, which now never will."""
@@ -112,31 +115,35 @@ class Runners:
             waiter = idle.pop()
             if not waiter.done():
                 waiter.set_result(None)
+                self._coming += 1
                 n -= 1
         while n > 0 and len(self._tasks) < self._concurrency and not self._closing:
             # Not the caller's context: that may be a handler's.
             task = self._loop.create_task(self._run(), context=self._baseline.copy())
             self._tasks.add(task)
             task.add_done_callback(self._retired)
+            self._coming += 1
             n -= 1
 
     def _retired(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (broken := task.exception()) is not None:
             self._loop.call_exception_handler({"message": "a worker's runner broke", "exception": broken, "task": task})
-        if self.buffer and not self._closing:
-            self._wake(len(self.buffer))
+        if len(self.buffer) > self._coming and not self._closing:
+            self._wake(len(self.buffer) - self._coming)
 
     async def _run(self) -> None:
         buffer, tasks, outcomes, clock = self.buffer, self._tasks_known, self._outcomes, time.monotonic
         me: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
         baseline = self._baseline
         spent = 0.0
+        self._coming -= 1
         while not self._closing:
             if not buffer:
                 waiter: asyncio.Future[None] = self._loop.create_future()
                 self._idle.append(waiter)
                 await waiter
+                self._coming -= 1
                 spent = 0.0
                 continue
             held = buffer.popleft()
@@ -165,12 +172,12 @@ class Runners:
                     held.runner = me
                     result = await self._drive(task.fn(*task.arguments(payload, ctx)))
                 else:
-                    if buffer:
-                        self._wake(len(buffer))
+                    if len(buffer) > self._coming:
+                        self._wake(len(buffer) - self._coming)
                     result = await self._isolated.run(held, task, payload)
             except asyncio.CancelledError as stopped:
-                if held.why is None and self._closing:
-                    raise
+                if self._closing:
+                    raise  # the worker has left without this handler: its lease ends by itself
                 if held.why is None:
                     outcomes.failed(held, stopped)
                 else:
@@ -194,9 +201,9 @@ class Runners:
                 return  # `_retired` starts another in its place
             if spent > SLICE_S:
                 spent = 0.0
-                if buffer:
-                    self._wake(len(buffer))
+                self._coming += 1
                 await asyncio.sleep(0)
+                self._coming -= 1
 
     def _report(self, held: Held, task: Task[Any, Any], result: Any) -> None:
         if held.why == "lost":
@@ -217,8 +224,8 @@ class Runners:
             waits_for = coro.send(None)
         except StopIteration as returned:
             return returned.value
-        if self.buffer:
-            self._wake(len(self.buffer))
+        if len(self.buffer) > self._coming:
+            self._wake(len(self.buffer) - self._coming)
         while True:
             try:
                 value = yield waits_for

@@ -53,6 +53,7 @@ REGISTER_S: Final = 10.0
 REGISTER_TTL_MS: Final = 30_000
 ANNOUNCE_S: Final = 20.0
 """A job that an older worker handed back as unknown waits for a minute: within it somebody must say that he knows it."""
+AGAIN_S: Final = 1.0
 LOOK_S: Final = 0.5
 
 
@@ -308,19 +309,25 @@ class Worker:
             info=msgspec.json.encode(info)[:16384],
         ))  # fmt: skip
 
-    async def _announce(self) -> None:
-        """Tell every partition which tasks this worker knows: jobs that waited for one are ready again."""
+    async def _announce(self) -> int:
+        """Tell every partition which tasks this worker knows: jobs that waited for one are ready again. How many."""
         known = [f"{task.name}@{task.version}" for task in self.app.tasks.values()][: limits.PAGE_MAX_N]
+        total = 0
         for key in self._backend.config.keys():
-            while (await self._backend.call(AnnounceTasksArgs(partition=key, tasks=known))).count >= limits.ROWS_N:
-                pass
+            while True:
+                count = (await self._backend.call(AnnounceTasksArgs(partition=key, tasks=known))).count
+                total += count
+                if count < limits.ROWS_N:
+                    break
+        return total
 
     async def _stay(self, virtual: bool) -> None:
         """Stay in the roster, and look at what changes seldom. On virtual time, look whenever time has moved."""
         pace = self.app.pace
         registered = announced = self._clock()
+        freed = 0
         while True:
-            await pace.pause(REGISTER_S)
+            await pace.pause(AGAIN_S if freed else REGISTER_S)
             try:
                 if pace.virtual:
                     self._slots.ask_everywhere()
@@ -330,8 +337,9 @@ class Worker:
                     registered = now
                     if self.capabilities:
                         await self._learn(self._slots.parts)
-                if now - announced >= ANNOUNCE_S - 1:
-                    await self._announce()
+                if freed or now - announced >= ANNOUNCE_S - 1:
+                    # An older worker of the lane may have snatched what was just freed, and handed it back again.
+                    freed = await self._announce()
                     announced = now
             except Unavailable as away:
                 log.warning("the store does not answer, trying again: %s", away)

@@ -207,7 +207,7 @@ define {
   errors  = { "execution_not_found", "execution_not_terminal", "max_replays_exhausted", "invalid_input" },
   flags   = { "allow-oom" },
   run = function(p, a)
-    local x = record.load(p, a.execution_id)
+    local x = record.load_all(p, a.execution_id)
     if not x then
       local tomb = redis.call("HEXISTS", keys.tombs(p, a.execution_id), a.execution_id) == 1
       return reply.reject("execution_not_found", tomb and "purged" or "")

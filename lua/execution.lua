@@ -112,7 +112,14 @@ end
 -- Fields that all executions of a plan share, under their stored names.
 local function shared_fields(p, a, plan)
   local set = {}
-  local function also(name, value) if value then set[#set + 1] = record.short(name); set[#set + 1] = value end end
+  local rare = false
+  local function also(name, value)
+    if value then
+      set[#set + 1] = record.short(name)
+      set[#set + 1] = value
+      rare = rare or record.is_rare(name)
+    end
+  end
   also("lane", plan.lane.no)
   also("task", a.execution_kind)
   also("created_at", record.text(p, p.now))
@@ -127,6 +134,8 @@ local function shared_fields(p, a, plan)
   plan.later = plan.due and plan.due > p.now
   also("at", plan.later and record.text(p, plan.due))
   also("reason", plan.later and "waiting_for_delay")
+  plan.rare = rare
+  if rare then also("more", "1") end
   return set
 end
 
@@ -155,6 +164,10 @@ local function create(p, a, plan, id, payload, digest, fairness_key, tags)
     x.fair = string.sub(redis.sha1hex(fairness_key), 1, 12)
     set[n + 1], set[n + 2] = record.short("fair"), x.fair
     n = n + 2
+    if not plan.rare then
+      set[n + 1], set[n + 2] = record.short("more"), "1"
+      n = n + 2
+    end
   end
   if plan.deadline then timers.set(p, "deadline", id, plan.deadline) end
   if plan.later then

@@ -35,16 +35,18 @@ define {
     if refusal then return refusal end
     if redis.call("HDEL", keys.holds(p), a.what) == 0 then return { "not_held" } end
     lanes.note(p, "holds", math.max(0, p.holds_n - 1))
+    redis.call("HINCRBY", p.key, "releases", 1)
     timers.set(p, "release", "held", p.now)
     return { "released" }
   end,
 }
 
--- Let go what nothing holds any more, a bounded number per tick. Entries are scored by when they were last
--- looked at: one that another hold still keeps goes behind those not yet looked at since the release, so that
--- any number of them cannot hide what is free.
-due.on("release", function(p, id, released_ms)
-  local cursor = redis.call("ZRANGE", keys.held(p), "-inf", released_ms, "BYSCORE", "LIMIT", 0, LIMITS.ROWS_N)
+-- Let go what nothing holds any more, a bounded number per tick. Entries are scored by the number of the release
+-- they were last looked at for (0: none yet), so that any number of those which another hold still keeps cannot
+-- stand in front of what is free.
+due.on("release", function(p, id)
+  local release = tonumber(redis.call("HGET", p.key, "releases") or "0")
+  local cursor = redis.call("ZRANGE", keys.held(p), "-inf", "(" .. release, "BYSCORE", "LIMIT", 0, LIMITS.ROWS_N)
   for i = 1, #cursor do
     local x = record.load(p, cursor[i])
     local still = x and x.state == "blocked" and x.reason == "paused_by_operator"
@@ -54,10 +56,10 @@ due.on("release", function(p, id, released_ms)
         state.move(p, x, x.next == "reclaim" and "reclaimable" or "ready", "released", "reason", false, "turn", queue.turn(p, x, false))
       end
     else
-      redis.call("ZADD", keys.held(p), math.max(p.now, released_ms) + 1, cursor[i])
+      redis.call("ZADD", keys.held(p), release, cursor[i])
     end
   end
-  if #cursor == LIMITS.ROWS_N then timers.set(p, "release", id, released_ms) end
+  if #cursor == LIMITS.ROWS_N then timers.set(p, "release", id, p.now) end
 end)
 
 define {

@@ -45,7 +45,9 @@ define {
     if not lane then return reply.reject("too_many_names", "lanes") end
     lanes.note(p, "r" .. lane.no, string.format("%.0f %.0f %.0f", a.age_ms, a.count, a.bytes))
     -- A counter that exists is kept up by every end of an execution; without a limit there is none.
-    if a.bytes > 0 then redis.call("HSETNX", p.key, "y" .. lane.no, 0) else redis.call("HDEL", p.key, "y" .. lane.no) end
+    -- Once there is one it stays, limit or not: records say what they added, and taking that off a counter that
+    -- began anew would make it fall short.
+    if a.bytes > 0 then redis.call("HSETNX", p.key, "y" .. lane.no, 0) end
     timers.reap(p, "lane", lane.no, p.now)
     return { "retention_set" }
   end,

@@ -61,7 +61,7 @@ local function purge(p, lane_no, limit)
     local old_enough = ended <= p.now - LIMITS.RETENTION_MIN_AGE_MS
     local due_by_age = age > 0 and ended <= p.now - age
     if old_enough and (due_by_age or spare > 0 or over > 0) then
-      local x = record.load(p, id)
+      local x = record.load_all(p, id)
       if x then
         over = over - record.number(x, "size")
         forget(p, x)
@@ -151,7 +151,7 @@ define {
     end
     local got = redis.call("ZRANGE", key, "-inf", before, "BYSCORE", "LIMIT", 0, a.limit)
     for i = 1, #got do
-      local x = record.load(p, got[i])
+      local x = record.load_all(p, got[i])
       if x then forget(p, x) end
       queue.note(p, key, got[i], false)
       ids[i] = p.id_prefix .. got[i]

@@ -12,7 +12,7 @@ local function flat_record(x)
     elseif x.state == "delayed" or x.state == "granted" then x.due = x.at end
     x.at = nil
   end
-  for name, value in pairs(x) do if value and name ~= "id" and name ~= "key" then names[#names + 1] = name end end -- order-free
+  for name, value in pairs(x) do if value and name ~= "id" and name ~= "key" and name ~= "more" then names[#names + 1] = name end end -- order-free
   table.sort(names)
   for i = 1, #names do flat[#flat + 1] = names[i]; flat[#flat + 1] = x[names[i]] end
   return flat
@@ -26,7 +26,7 @@ define {
   errors  = { "execution_not_found" },
   flags   = { "no-writes" },
   run = function(p, a)
-    local x = record.load(p, a.execution_id)
+    local x = record.load_all(p, a.execution_id)
     if not x then
       local tomb = redis.call("HEXISTS", keys.tombs(p, a.execution_id), a.execution_id) == 1
       return reply.reject("execution_not_found", tomb and "purged" or "")
@@ -62,7 +62,7 @@ define {
     local out, bytes = {}, 0
     for i = 1, #a.items do
       local id = a.items[i].execution_id
-      local x = id and record.load(p, id)
+      local x = id and record.load_all(p, id)
       if not x then
         out[i] = { id and p.id_prefix .. id or "", "unknown", "", "", "", "", "", 0, 0 }
       elseif bytes > LIMITS.CLAIM_BYTES then

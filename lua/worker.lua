@@ -21,7 +21,8 @@ define {
     else
       redis.call("ZADD", keys.workers(p), p.now + a.ttl_ms, a.worker_instance_id)
       redis.call("SET", keys.worker(p, a.worker_instance_id), a.info)
-      timers.reap(p, "workers", "all", p.now + a.ttl_ms)
+      -- Not pushed back by every sign of life: the dead would then stay while anybody lives.
+      timers.reap_first(p, "workers", "all", p.now + LIMITS.WAITER_MS)
     end
     return { "registered", p.now }
   end,

@@ -74,7 +74,7 @@ def summary(report: Report) -> list[dict[str, str]]:
     rows = {
         "files counted": f"{report.completed:,} of {report.files:,}",
         "bytes, words": f"{size(report.bytes)}, {report.words:,}",
-        "throughput": f"{report.files_per_s:,.0f} files a second, {report.seconds:.1f} s in all",
+        "throughput": f"{report.files_per_s:,.0f} files a second over {report.seconds:.1f} s (paced)",
         "workers": f"{report.workers} processes",
         "killed": f"pid {report.killed_pid} ({report.killed_worker}) after {report.done_when_killed:,} files",
         "leases it held": f"{report.leases_held:,}",

@@ -73,6 +73,9 @@ async def examine(settings: Settings) -> list[Finding]:
         facts = await inspect(settings.store_url())
     except Unavailable as away:
         return [Finding("connection", "store", str(away), "violation")]
+    if facts.config is None and facts.url.startswith(("embedded://", "memory://")):
+        # Such a store makes its partitions and loads its library when it is first used.
+        return [Finding("connection", facts.url, f"{facts.server}, empty: it initialises itself when it is first used")]
     found = _server(facts)
     if facts.config is None:
         return [*found, Finding("partitions_present", facts.url, "not initialised: run `ff init`", "violation")]

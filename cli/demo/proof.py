@@ -26,8 +26,10 @@ class Recovered(msgspec.Struct, frozen=True):
     """A job whose attempt died with the worker, and which another finished."""
 
     execution_id: str
+    freed_at_ms: int
+    """When the store took the lease back, by its own clock."""
     again_at_ms: int
-    """When the attempt that finished it started, by the store's clock."""
+    """When the attempt that finished it started."""
 
 
 class Verdict(msgspec.Struct, kw_only=True):
@@ -68,9 +70,10 @@ async def recoveries(backend: Backend, ids: Sequence[ExecutionId], worker: str) 
         stored = await backend.call(ReadExecutionArgs(execution_id=execution_id, parts="attempts"))
         # index attempt_id worker started_at ended_at how category
         ended = [text.split(" ") for text in stored.attempts]
-        if any(parts[2] == worker and parts[5] == "interrupted_reclaimed" for parts in ended):
+        freed = [int(p[4]) for p in ended if p[2] == worker and p[5] == "interrupted_reclaimed"]
+        if freed:
             again = stored.fields.get("attempt_started_at") or stored.fields.get("started_at") or "0"
-            found.append(Recovered(execution_id, int(again)))
+            found.append(Recovered(execution_id, freed[-1], int(again)))
     return found
 
 

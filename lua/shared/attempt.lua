@@ -26,10 +26,10 @@ function attempt.begin(p, x, lease_id, ttl_ms, why, attempt_id, worker, timeout_
   ttl_ms = pol.lease_ttl_ms or ttl_ms
   local expires = p.now + ttl_ms
   if deadline and deadline < expires then expires = deadline end
-  if not x.attempt and not x.ended_by and not deadline and not worker and kept_id == lease_id then
+  if not x.attempt and not x.more and not deadline and not worker and kept_id == lease_id then
     -- The common case, a first attempt: nothing of an earlier one to clear.
     x.attempt, x.started_at = "0", record.text(p, epoch)
-    state.move(p, x, "active", why, "lease_epoch", epoch, "lease_id", lease_id, "at", expires)
+    state.step(p, x, "active", why, "lease_epoch", x.started_at, "lease_id", lease_id, "at", record.text(p, expires))
     return
   end
   state.move(p, x, "active", why,
@@ -141,8 +141,14 @@ end
 
 -- Store a result and end the execution. The caller has checked the fence and the size.
 function attempt.complete(p, x, result, encoding)
-  local short = result and #result <= LIMITS.SHORT_RESULT_BYTES
-  if result and not short then redis.call("SET", keys.result(p, x.id), result) end
-  state.finish(p, x, "completed", nil, "result", short and result or false,
-    "result_kept", result and not short and "1" or false, "result_encoding", encoding or false)
+  if encoding then record.write(p, x, "result_encoding", encoding) end
+  if not result then
+    -- Nothing to keep: a result of null reads back the same.
+    state.finish(p, x, "completed")
+  elseif #result <= LIMITS.SHORT_RESULT_BYTES then
+    state.finish(p, x, "completed", nil, "result", result)
+  else
+    redis.call("SET", keys.result(p, x.id), result)
+    state.finish(p, x, "completed", nil, "result_kept", "1")
+  end
 end

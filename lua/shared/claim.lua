@@ -71,7 +71,7 @@ function claim.turned_away(p, x)
     local why = holds.of(p, x)
     if why then
       state.move(p, x, "blocked", why, "reason", "paused_by_operator", "moved_at", p.now)
-      redis.call("ZADD", keys.held(p), p.now, x.id)
+      redis.call("ZADD", keys.held(p), 0, x.id)   -- not yet looked at by any release
       return "held"
     end
   end

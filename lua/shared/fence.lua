@@ -12,7 +12,8 @@ function fence.check(p, x, given, operation)
   if not x then return reply.reject("execution_not_found") end
   local same = given == record.fence(x)
   if state.is_terminal(x.state) then
-    if same and (x.ended_by == operation or (operation == "complete" and x.state == "completed")) then return "replay" end
+    -- Renewals and progress name no operation: for them an end is always an end.
+    if same and operation and (x.ended_by == operation or (operation == "complete" and x.state == "completed")) then return "replay" end
     return reply.reject("terminal", x.state)
   end
   if not same then return reply.reject("stale_lease", "held at epoch " .. (x.lease_epoch or "0")) end

@@ -29,7 +29,7 @@ function keys.lanes(p)         return p.key .. ":lanes" end      -- hash: name -
 function keys.policies(p)      return p.key .. ":policies" end   -- hash: digest -> number, #number -> json
 function keys.claims(p)        return p.key .. ":claims" end     -- hash: slot -> last answer
 function keys.holds(p)         return p.key .. ":holds" end      -- hash: what -> reason
-function keys.held(p)          return p.key .. ":held" end       -- zset: executions held, by turn of holding
+function keys.held(p)          return p.key .. ":held" end       -- zset: executions held, by the release last looked at for
 function keys.unknown(p)       return p.key .. ":unknown" end    -- zset: executions of a task no worker knew
 function keys.outbox(p)        return p.key .. ":outbox" end     -- hash: effects owed to other partitions
 function keys.tombs(p, id)     return p.key .. ":tomb:" .. string.sub(id, -3) end -- hash: uuid -> digest and until

@@ -19,7 +19,7 @@ local SHORT = {
   ended_by = "op",                                 -- the operation that ended the last lease, for replays of it
   retries = "rt", crashes = "cr", unseen = "un", hand_backs = "hb", replays = "rp", run = "rn",
   cancel_until = "cq", waiter = "wt", detail = "d", progress = "pg", grant = "g", category = "fc",
-  flow = "fl", saga_open = "sg", pending_outcome = "pq", size = "z",
+  flow = "fl", saga_open = "sg", pending_outcome = "pq", size = "z", more = "x",
 }
 local LONG
 local function long_names()
@@ -28,29 +28,48 @@ local function long_names()
   return LONG
 end
 
--- The record of an id, or nil.
+-- Fields that nearly every record has, in the order of the read below; the rest is rare, and a record that
+-- has any of it says so in `more`. A few are written once and read only by load_all, so they need no mark.
+local COMMON = { state = true, lane = true, task = true, created_at = true, policy = true, turn = true, lease_epoch = true,
+  lease_id = true, at = true, attempt = true, next = true, priority = true, detail = true }
+local QUIET = { digest = true, result = true, result_kept = true, result_encoding = true, size = true }
+
+-- Whether a field must be announced by `more`.
+function record.is_rare(name) return not (COMMON[name] or QUIET[name]) end
+
+-- The record of an id with everything it has, or nil.
 --
 -- What nearly every record would say the same is not stored: a first attempt's index (0), its start (its
 -- epoch, which is the instant of its claim) and its kind (initial) are filled in here.
-function record.load(p, id)
+function record.load_all(p, id)
   local key = keys.core(p, id)
   local flat = redis.call("HGETALL", key)
   local n = #flat
   if n == 0 then return nil end
-  local long = LONG or long_names()
-  -- Named here so that the table has its size at once; false reads as absent everywhere.
-  local x = { id = id, key = key, state = false, next = false, lane = false, task = false, created_at = false, digest = false, policy = false,
-    turn = false, lease_epoch = false, lease_id = false, at = false, attempt = false, started_at = false, detail = false }
+  local long, x = LONG or long_names(), { id = id, key = key }
   for i = 1, n, 2 do
     local name = long[flat[i]]
     if name then x[name] = flat[i + 1] end -- a field of a newer release is kept and left alone
   end
-  if not x.next then x.next = "initial" end
+  x.next = x.next or "initial"
   if x.lease_id then
-    if not x.attempt then x.attempt = "0" end
-    if not x.started_at then x.started_at = x.lease_epoch end
+    x.attempt = x.attempt or "0"
+    x.started_at = x.started_at or x.lease_epoch
   end
   return x
+end
+
+-- The record of an id as transitions need it, or nil: digest and result are left out. Most records have
+-- common fields only, and reading those by name costs half of reading all there is. false reads as absent.
+function record.load(p, id)
+  local key = keys.core(p, id)
+  local r = redis.call("HMGET", key, "s", "x", "l", "t", "c", "po", "q", "ep", "li", "u", "ai", "n", "p", "d")
+  if not r[1] then return nil end
+  if r[2] then return record.load_all(p, id) end
+  local lease_id = r[9]
+  return { id = id, key = key, state = r[1], lane = r[3], task = r[4], created_at = r[5], policy = r[6], turn = r[7], lease_epoch = r[8],
+    lease_id = lease_id, at = r[10], attempt = r[11] or (lease_id and "0"), next = r[12] or "initial", priority = r[13], detail = r[14],
+    started_at = lease_id and r[8] }
 end
 
 -- A number as the store keeps it. A batch writes the same few instants over and over: formatted once.
@@ -69,14 +88,21 @@ local scratch = {}
 -- Write fields given as name, value, name, value; false removes one. Keeps the loaded table in step.
 function record.write(p, x, ...)
   local given, n, gone = { ... }, 0, nil
-  for i = 1, #given, 2 do
+  for i = 1, select("#", ...), 2 do
     local name, value = given[i], given[i + 1]
-    if value then
+    if not name then
+      -- A caller that had nothing to add.
+    elseif value then
       if type(value) == "number" then value = record.text(p, value) end
       scratch[n + 1] = SHORT[name]
       scratch[n + 2] = value
       n = n + 2
       x[name] = value
+      if not x.more and record.is_rare(name) then
+        scratch[n + 1], scratch[n + 2] = "x", "1"
+        n = n + 2
+        x.more = "1"
+      end
     elseif x[name] then
       gone = gone or {}
       gone[#gone + 1] = SHORT[name]
@@ -85,6 +111,16 @@ function record.write(p, x, ...)
   end
   if n > 0 then redis.call("HSET", x.key, unpack(scratch, 1, n)) end
   if gone then redis.call("HDEL", x.key, unpack(gone)) end
+end
+
+-- The same for two or three texts of common or quiet fields, on the path of every job.
+function record.put(x, n1, v1, n2, v2, n3, v3, n4, v4)
+  x[n1], x[n2] = v1, v2
+  if not n3 then return redis.call("HSET", x.key, SHORT[n1], v1, SHORT[n2], v2) end
+  x[n3] = v3
+  if not n4 then return redis.call("HSET", x.key, SHORT[n1], v1, SHORT[n2], v2, SHORT[n3], v3) end
+  x[n4] = v4
+  return redis.call("HSET", x.key, SHORT[n1], v1, SHORT[n2], v2, SHORT[n3], v3, SHORT[n4], v4)
 end
 
 -- Field names as the store has them, for a list prepared once and written many times (state.create).

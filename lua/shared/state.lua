@@ -54,8 +54,8 @@ local function compile()
   end
 end
 
--- Move a record to a state, writing the fields given (name, value, ...; false removes one) with it.
-function state.move(p, x, to, why, ...)
+-- Take a record out of where its state keeps it.
+local function leave(p, x, to)
   if not legal then compile() end
   local from = x.state
   -- An illegal move is a bug of the caller. It is raised before this call writes anything of the move,
@@ -72,13 +72,31 @@ function state.move(p, x, to, why, ...)
     redis.call("ZREM", keys.unknown(p), x.id)
     timers.clear(p, "unknown_task", x.id)
   end
-  record.write(p, x, "state", to, ...)
+  return from
+end
+
+-- Put it where its new state keeps it, and tell the feed.
+local function enter(p, x, from, to, why)
   local entered = state.TABLE[to]
   if entered.queued then queue.enter(p, x)
   elseif entered.leased then timers.lease(p, x)
   else queue.note(p, keys.index(p, x.lane, to), x.id, (entered.timer or entered.outcome) and x.at or p.now) end
   if entered.timer then timers.set(p, entered.timer, x.id, tonumber(x.at)) end
   events.add(p, x, from, to, why)
+end
+
+-- Move a record to a state, writing the fields given (name, value, ...; false removes one) with it.
+function state.move(p, x, to, why, ...)
+  local from = leave(p, x, to)
+  record.write(p, x, "state", to, ...)
+  enter(p, x, from, to, why)
+end
+
+-- The same for the moves of every job, with up to three texts of common fields.
+function state.step(p, x, to, why, n1, v1, n2, v2, n3, v3)
+  local from = leave(p, x, to)
+  record.put(x, "state", to, n1, v1, n2, v2, n3, v3)
+  enter(p, x, from, to, why)
 end
 
 -- The first state of a record: `set` is its fields under their stored names, prepared by the caller, and
@@ -88,10 +106,7 @@ function state.create(p, x, to, set)
   local n = #set
   set[n + 1], set[n + 2] = "s", to
   redis.call("HSET", keys.core(p, x.id), unpack(set))
-  local entered = state.TABLE[to]
-  if entered.queued then queue.enter(p, x) else queue.note(p, keys.index(p, x.lane, to), x.id, x.at) end
-  if entered.timer then timers.set(p, entered.timer, x.id, tonumber(x.at)) end
-  events.add(p, x, nil, to)
+  enter(p, x, nil, to)
 end
 
 -- Retention looks at a lane when its oldest terminal record may be old enough; one entry per lane.
@@ -116,9 +131,14 @@ end
 
 -- The one door to a terminal state. Closes lease, timers and indexes, keeps the outcome, tells waiters,
 -- arms retention. An open saga turns the end into a claim for its compensations: the outcome waits.
-function state.finish(p, x, outcome, why, ...)
+function state.finish(p, x, outcome, why, name, value, ...)
+  if not x.more and (not name or (value and not record.is_rare(name))) and select("#", ...) == 0 then
+    -- No rare field: no deadline, waiter, cancel request or saga to see to.
+    state.step(p, x, outcome, why, "at", record.text(p, p.now), name, value)
+    return retention_due(p, x)
+  end
   if x.saga_open and x.next ~= "compensation" then
-    record.write(p, x, ...)
+    record.write(p, x, name, value, ...)
     state.move(p, x, "ready", why, "pending_outcome", outcome, "next", "compensation", "cancel_until", false,
       "reason", false, "turn", queue.turn(p, x, false))
     return
@@ -129,6 +149,6 @@ function state.finish(p, x, outcome, why, ...)
     wake.waiters(p, x, outcome)
     record.write(p, x, "cancel_until", false, "reason", false, "waiter", false, "attempt_deadline_at", false, "grant", false)
   end
-  state.move(p, x, outcome, why, "at", p.now, ...)
+  state.move(p, x, outcome, why, "at", p.now, name, value, ...)
   retention_due(p, x)
 end

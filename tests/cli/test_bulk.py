@@ -86,7 +86,9 @@ def test_purge_many_forgets_what_has_ended_and_nothing_else(full: FF, lane: str)
     full("job", "cancel", first)
     assert full("job", "purge-many", "--lane", lane).code == 2
     assert full("job", "purge-many", "--lane", lane, "--dry-run", "--json").record["matched"] == 1
-    assert full("job", "purge-many", "--lane", lane, "--older-than", "3600", "--dry-run", "--json").record["matched"] == 0
+    assert (
+        full("job", "purge-many", "--lane", lane, "--older-than", "3600", "--dry-run", "--json").record["matched"] == 0
+    )
     assert full("job", "purge-many", "--lane", lane, "--yes", "--json").record["done"] == 1
     assert full("job", "show", first).code == 3
     assert waiting(full, lane) == 4

@@ -39,7 +39,7 @@ def test_each_family_has_one_exit_code(error: BaseException, code: int) -> None:
 
 def test_only_bugs_keep_their_traceback() -> None:
     refused = NotAccepted(0, errors.StoreFull("full"))
-    assert expected(SubmitErrors.of("1 of 2", [refused], [None])) if hasattr(SubmitErrors, "of") else expected(refused)
+    assert expected(SubmitErrors.of("1 of 2", [refused], [None]))
     assert expected(errors.Unavailable("away"))
     assert not expected(errors.EngineBug("the parts disagree"))
     assert not expected(ZeroDivisionError())

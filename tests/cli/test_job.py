@@ -10,8 +10,18 @@ import pytest
 from tests.cli.conftest import FF, work
 
 LISTED = [
-    "execution_id", "task", "lane", "state", "reason", "priority", "attempts", "namespace", "worker", "created_at", "ended_at",
-]  # fmt: skip
+    "execution_id",
+    "task",
+    "lane",
+    "state",
+    "reason",
+    "priority",
+    "attempts",
+    "namespace",
+    "worker",
+    "created_at",
+    "ended_at",
+]
 
 
 def submit(ff: FF, *args: str, given: str = "") -> str:
@@ -25,8 +35,10 @@ def test_a_job_is_submitted_run_and_read(ff: FF, store: str) -> None:
     work(store, execution_id)
     assert ff("job", "result", execution_id).out == "42\n"
     assert ff("job", "result", execution_id, "--json").record == {
-        "execution_id": execution_id, "state": "completed", "result": 42,
-    }  # fmt: skip
+        "execution_id": execution_id,
+        "state": "completed",
+        "result": 42,
+    }
     shown = ff("job", "show", execution_id, "--json").record
     assert (shown["state"], shown["attempts"], shown["lane"], shown["closed_attempts"]) == ("completed", 1, "math", [])
 

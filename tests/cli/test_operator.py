@@ -27,9 +27,15 @@ def claim(url: str, lane: str) -> list[ClaimedJob]:
             name = f"w-{uuid7()[-12:]}"
             answer = await backend.call(
                 ClaimBatchArgs(
-                    partitions=backend.config.keys("fp"), lanes=[lane], capability_sets=[], limit=1, claim_id=f"{name}.a.0",
-                    worker_id="w", worker_instance_id=name, lease_ttl_ms=60_000,
-                )  # fmt: skip
+                    partitions=backend.config.keys("fp"),
+                    lanes=[lane],
+                    capability_sets=[],
+                    limit=1,
+                    claim_id=f"{name}.a.0",
+                    worker_id="w",
+                    worker_instance_id=name,
+                    lease_ttl_ms=60_000,
+                )
             )
             return answer.jobs
         finally:
@@ -54,9 +60,21 @@ def test_lanes_are_listed_with_their_numbers(ff: FF, lane: str) -> None:
     [row] = [row for row in ff("lane", "list", "--json").records if row["lane"] == lane]
     assert (row["waiting"], row["active"], row["state"]) == (3, 0, "active")
     assert list(row) == [
-        "lane", "state", "waiting", "delayed", "active", "suspended", "completed", "failed", "cancelled", "expired", "skipped",
-        "held", "oldest_age_s", "idle_workers",
-    ]  # fmt: skip
+        "lane",
+        "state",
+        "waiting",
+        "delayed",
+        "active",
+        "suspended",
+        "completed",
+        "failed",
+        "cancelled",
+        "expired",
+        "skipped",
+        "held",
+        "oldest_age_s",
+        "idle_workers",
+    ]
     assert any(line.split()[:3] == [lane, "active", "3"] for line in ff("lane", "list").out.splitlines())
 
 
@@ -68,7 +86,10 @@ def test_retention_is_set_for_all_partitions(ff: FF, lane: str) -> None:
 
 def test_a_hold_is_listed_and_released(ff: FF, key: str) -> None:
     task = key.replace(":", "-")
-    assert ff("hold", "--task", task, "--reason", "provider down", "--json").record == {"what": f"task:{task}", "changed": True}
+    assert ff("hold", "--task", task, "--reason", "provider down", "--json").record == {
+        "what": f"task:{task}",
+        "changed": True,
+    }
     assert {"what": f"task:{task}", "reason": "provider down"} in ff("hold", "--json").records
     assert ff("hold", "--task", task, "--json").record["changed"] is False
     assert ff("release", "--task", task, "--json").record["changed"] is True
@@ -139,6 +160,10 @@ def test_the_doctor_says_when_the_store_does_not_answer(bare_ff: FF) -> None:
     assert (ran.code, ran.record["invariant"]) == (1, "connection")
 
 
+def test_the_doctor_finds_nothing_wrong_with_a_store_that_initialises_itself(bare_ff: FF, key: str) -> None:
+    assert bare_ff("doctor", "--url", "memory://" + key.replace(":", "-")).code == 0
+
+
 def test_the_library_is_shown_and_loaded(ff: FF) -> None:
     status = ff("library", "status", "--json").record
     assert (status["verdict"], status["store_sha"]) == ("ok", status["sha"])
@@ -184,14 +209,22 @@ def test_an_app_that_is_none_is_a_usage_error(bare_ff: FF) -> None:
 
 def test_dev_serves_until_it_is_interrupted(tmp_path: Path) -> None:
     """It prints a URL that works, and Ctrl-C is an ordinary end."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "FF_EMBEDDED_LINGER": "0.1", "FF_QUIET": "1"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "FF_EMBEDDED_LINGER": "0.1",
+        "FF_QUIET": "1",
+    }
     command = [sys.executable, "-m", "ffcli.main", "dev", "--dir", str(tmp_path / "store"), "--json"]
     with subprocess.Popen(command, env=env, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as dev:
         try:
             assert dev.stdout is not None
             assert f'"url":"embedded://{tmp_path}/store"' in dev.stdout.readline()
             listed = subprocess.run(
-                [*command[:3], "engine", "tick", "--url", f"embedded://{tmp_path}/store"], env=env, check=True, capture_output=True
+                [*command[:3], "engine", "tick", "--url", f"embedded://{tmp_path}/store"],
+                env=env,
+                check=True,
+                capture_output=True,
             )
             assert b"partitions" in listed.stdout
             dev.send_signal(signal.SIGINT)

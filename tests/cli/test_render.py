@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import io
 
+import pytest
+
+from ffcli.options import Settings
 from ffcli.render import Column, Out, ago, cell, instant, plain, size, span
 
 ROWS = [
     {"id": "a", "state": "completed", "tries": 1, "tags": {"shop.tenant": "t1"}, "worker": None},
     {"id": "b", "state": "failed", "tries": 12, "tags": {}, "worker": "w[bold]1"},
 ]
-COLUMNS = [Column("id", "id"), Column("state", "state"), Column("tries", "tries", right=True), Column("worker", "worker")]
+COLUMNS = [
+    Column("id", "id"),
+    Column("state", "state"),
+    Column("tries", "tries", right=True),
+    Column("worker", "worker"),
+]
 
 
 class Terminal(io.StringIO):
@@ -43,6 +51,15 @@ def test_a_terminal_gets_a_table() -> None:
         "a    completed       1   -",
         "b    failed         12   w[bold]1",
     ]
+
+
+def test_no_color_means_no_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in shown(tty=True, color=Settings().out().color)
+    monkeypatch.delenv("NO_COLOR")
+    assert "\x1b" in shown(tty=True, color=Settings().out().color)
+    assert "\x1b" not in shown(tty=False)
 
 
 def test_programs_get_every_field_and_one_object_per_line() -> None:

@@ -1,5 +1,5 @@
 """What the tests of the worker share: tasks at the top of a module, which child processes can import, and a way to run
-a worker for the length of a block. Run as a program it is a worker: ``python -m tests.integration.worker_app URL LANE``."""
+a worker for the length of a block. Run as a program it is a worker: ``python -m tests.integration.worker_app URL LANE GRACE``."""
 
 from __future__ import annotations
 
@@ -91,4 +91,4 @@ async def working(app: ff.App, **options: Any) -> AsyncIterator[Worker]:
 
 if __name__ == "__main__":
     app.url = sys.argv[1]
-    app.run_worker(lanes=[sys.argv[2]])
+    app.run_worker(lanes=[sys.argv[2]], grace=float(sys.argv[3]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Awaitable, Callable, Iterable
 from functools import cache
@@ -72,7 +73,7 @@ class Engine:
     # ---- calls
 
     async def call(self, args: Args[R], **fields: Any) -> R:
-        return await self.backend.call(force(args, **fields))
+        return await self.backend.call(force(copy.copy(args), **fields) if fields else args)
 
     async def refused(self, code: str, args: Args[Any], **fields: Any) -> str:
         """The call is refused with this code; answers the detail."""

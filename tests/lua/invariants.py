@@ -251,10 +251,16 @@ def _check_members(p: _Partition, records: dict[str, dict[str, str]], lanes: dic
                 yield f"{name} has {id}, which has no record"
     for member in p.one("timers"):
         kind, _, id = member.partition(":")
-        if kind not in {"delay", "grant", "deadline", "cancel_grace", "unknown_task", "release", "hold"}:
+        if kind not in {"delay", "grant", "deadline", "cancel_grace", "unknown_task", "release", "hold", "outbox"}:
             yield f"timer {member} is of a kind this checker does not know"
+        elif kind == "outbox":
+            if id not in p.one("outbox"):
+                yield f"timer {member} has no row in the outbox"
         elif kind != "release" and id not in records:
             yield f"timer {member} has no record"
+    for row in p.one("outbox"):
+        if f"outbox:{row}" not in p.one("timers"):
+            yield f"row {row} of the outbox is never delivered"
     reap = p.one("reap")
     ended = Counter(x["lane"] for x in records.values() if terminal(x["state"]))
     running = Counter(x["lane"] for x in records.values() if leased(x["state"]))

@@ -156,10 +156,8 @@ async def test_a_policy_that_cannot_be_honoured_is_refused_at_the_door(engine: E
 
 
 async def test_a_policy_that_is_not_json_is_refused(engine: Engine) -> None:
-    words = ["={" if i == 9 else "" for i in range(15)]
-    words[:6] = [engine.new_id(), "default", "mail", "send", "p", ""]
-    words[6], words[8], words[12], words[13] = "0", "", "d" * 16, "1"
-    assert (await engine.raw("ff_create_execution", P0, *words))[:2] == [b"error", b"invalid_policy_json"]
+    creation = engine.creation(policy={"max_replay_count": 1})
+    await engine.refused("invalid_policy_json", creation, policy="not a policy")
 
 
 @pytest.mark.parametrize("tokens", [7, [7], [""], ["a,b"], ["a b"], ["x" * 5_000], ["x"] * 257])

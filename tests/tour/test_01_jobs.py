@@ -69,7 +69,7 @@ async def test_a_handler_that_asks_for_it_gets_the_facts_of_its_job() -> None:
 
 async def test_a_task_can_be_submitted_by_its_name() -> None:
     """Workers publish their tasks, so a program that cannot import one can still submit it."""
-    async with Engine(app) as eng, ff.Client(app=app) as client:
+    async with Engine(app), ff.Client(app=app) as client:
         job = await client.submit("charge", {"order_id": "81", "cents": 1})
         assert await job.result() == "charged 1 for 81"
 

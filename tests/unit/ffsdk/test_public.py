@@ -27,14 +27,20 @@ def test_importing_the_package_imports_no_backend_and_no_client() -> None:
     """A script that declares tasks must not pay for connections; a typo in a store's package must not break it."""
     code = "import sys, ffsdk; ffsdk.App; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    heavy = [name for name in loaded if name.startswith(("redis", "ffbackend_valkey", "ffcore.contracts", "fakeredis", "lupa"))]
+    heavy = [
+        name
+        for name in loaded
+        if name.startswith(("redis", "ffbackend_valkey", "ffcore.contracts", "fakeredis", "lupa"))
+    ]
     assert heavy == []
 
 
 ASYNC_ONLY = {"open", "backend", "waiters", "pace", "lane_names", "namespace"}
 
 
-@pytest.mark.parametrize(("mine", "theirs"), [(client.Client, sync.Client), (job.Job, sync.Job), (lanes.Lane, sync.Lane)])
+@pytest.mark.parametrize(
+    ("mine", "theirs"), [(client.Client, sync.Client), (job.Job, sync.Job), (lanes.Lane, sync.Lane)]
+)
 def test_the_blocking_facade_has_every_method_with_the_same_parameters(mine: type, theirs: type) -> None:
     assert public(mine) - public(theirs) <= ASYNC_ONLY
     for name in public(mine) & public(theirs):
@@ -52,5 +58,9 @@ def error_classes() -> Iterator[list[type[BaseException]]]:
 
 def test_every_error_a_user_can_meet_is_public(error_classes: list[type[BaseException]]) -> None:
     """Otherwise `except ff.X` cannot be written. The families at the bottom cover the rest."""
-    covered = tuple(value for name in ff.__all__ if isinstance(value := getattr(ff, name), type) and issubclass(value, BaseException))
+    covered = tuple(
+        value
+        for name in ff.__all__
+        if isinstance(value := getattr(ff, name), type) and issubclass(value, BaseException)
+    )
     assert [cls for cls in error_classes if not issubclass(cls, covered)] == []

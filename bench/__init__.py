@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m bench [NAME...] [--quick] [--json]`. They print numbers and the machine, and assert nothing."""
