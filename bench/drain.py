@@ -1,10 +1,11 @@
 """Jobs per second of one worker process on a full queue, beside a raw baseline measured in the same minutes.
 
-The baseline is what a list can do: RPUSH beforehand, then 16 asyncio tasks that BLMPOP one value and INCR a counter. The
-worker decodes a 4 KiB payload into a Struct and runs an async handler that does nothing. Both run in fresh processes on one
-fresh server without AOF, taking turns; medians and the spread are printed.
+The baseline is what a list can do: RPUSH beforehand, then 16 asyncio tasks that BLMPOP one value and INCR a counter.
+The worker decodes a 4 KiB payload into a Struct and runs an async handler that does nothing. Both run in fresh
+processes on one fresh server without AOF, taking turns; medians and the spread are printed.
 
-    python bench/drain.py [--jobs 10000] [--rounds 5] [--flight 16,64] [--partitions 4] [--json] [--uvloop] [--profile FILE]
+    python bench/drain.py [--jobs 10000] [--rounds 5] [--flight 16,64] [--partitions 4] [--json] [--uvloop]
+                          [--profile FILE]
 """
 
 from __future__ import annotations
@@ -86,10 +87,17 @@ async def fill(url: str, lane: str, task: Any, jobs: int) -> None:
         row = NewExecution(execution_id, digest(task.name, raw, lane), raw)
         rows.setdefault(ids.partition_of(execution_id), []).append(row)
     calls = [
-        CreateManyArgs(partition=ids.PartitionKey(key), namespace="default", lane_id=lane, execution_kind=task.name,
-                       policy=task.policy, items=part[at : at + 200])
-        for key, part in rows.items() for at in range(0, len(part), 200)
-    ]  # fmt: skip
+        CreateManyArgs(
+            partition=ids.PartitionKey(key),
+            namespace="default",
+            lane_id=lane,
+            execution_kind=task.name,
+            policy=task.policy,
+            items=part[at : at + 200],
+        )
+        for key, part in rows.items()
+        for at in range(0, len(part), 200)
+    ]
     for at in range(0, len(calls), 8):
         for answer in await backend.call_all(calls[at : at + 8]):
             if isinstance(answer, Exception):
@@ -124,7 +132,9 @@ async def drain(url: str, jobs: int, flight: int, profile: str | None) -> float:
     began = time.perf_counter()
     await all_ran.wait()
     while True:
-        counts = [await backend.call(LaneStatsArgs(partition=key, lane_id=LaneId(lane))) for key in backend.config.keys()]
+        counts = [
+            await backend.call(LaneStatsArgs(partition=key, lane_id=LaneId(lane))) for key in backend.config.keys("fp")
+        ]
         if sum(c.counts.get("completed", 0) for c in counts) == jobs:
             break
     took = time.perf_counter() - began
@@ -164,9 +174,12 @@ def in_child(what: str, port: int, args: argparse.Namespace) -> float:
 def summary(name: str, rates: Sequence[float], base: float) -> dict[str, Any]:
     middle = statistics.median(rates)
     return {
-        "what": name, "per_second": round(middle), "low": round(min(rates)), "high": round(max(rates)),
+        "what": name,
+        "per_second": round(middle),
+        "low": round(min(rates)),
+        "high": round(max(rates)),
         "ratio": round(middle / base, 2),
-    }  # fmt: skip
+    }
 
 
 async def init(url: str, partitions: int) -> None:
@@ -197,11 +210,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             for what, found in rates.items():
                 found.append(in_child(what, server.port, args))
     base = statistics.median(rates["baseline"])
-    rows = [summary("baseline", rates["baseline"], base), *(summary(f"worker, {f} in flight", rates[f], base) for f in flights)]
+    rows = [
+        summary("baseline", rates["baseline"], base),
+        *(summary(f"worker, {f} in flight", rates[f], base) for f in flights),
+    ]
     machine = {
-        "python": platform.python_version(), "cores": os.cpu_count(), "jobs": args.jobs, "rounds": args.rounds,
-        "partitions": args.partitions, "loop": "uvloop" if args.uvloop else "asyncio",
-    }  # fmt: skip
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "jobs": args.jobs,
+        "rounds": args.rounds,
+        "partitions": args.partitions,
+        "loop": "uvloop" if args.uvloop else "asyncio",
+    }
     if args.json:
         for row in rows:
             print(json.dumps({**row, **machine}))

@@ -142,7 +142,7 @@ class _Decoders:
         if hint is int:
             return f"int({var})"
         if hint is bool:
-            return f"({var} == 1)"
+            return f"({var} == 1 or {var} == b'1')"
         if hint is str:
             return f"{var}.decode()"
         if hint is bytes:
@@ -166,7 +166,13 @@ class _Decoders:
         parameters = inspect.signature(cls).parameters.values()
         keyword_only = any(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters)
         parts = []
+        # Fields that travel as one text, separated by spaces (`TEXT`), are cut out of the first value.
+        text = getattr(cls, "TEXT", 0)
         for i, field in enumerate(msgspec.structs.fields(cls)):
+            if text:
+                raw = f"a[{i}]" if i < text else f"v[{i - text + 1}]"
+                parts.append(self.expression(hints[field.name], raw))
+                continue
             default = field.default is not msgspec.NODEFAULT or field.default_factory is not msgspec.NODEFAULT
             raw = f"_get(v, {i + offset})" if default else f"v[{i + offset}]"
             expression = self.expression(hints[field.name], raw)
@@ -175,7 +181,8 @@ class _Decoders:
                 expression = f"({expression} if len(v) > {i + offset} else {self._name('default', value)})"
             parts.append(f"{field.name}={expression}" if keyword_only else expression)
         self.names[name + "_cls"] = cls
-        source = f"def {name}(v): return {name}_cls({', '.join(parts)})"
+        cut = 'a = v[0].split(b" "); ' if text else ""
+        source = f"def {name}(v): {cut}return {name}_cls({', '.join(parts)})"
         exec(compile(source, f"<decoder of {cls.__name__}>", "exec"), self.names)  # noqa: S102 - our own types only
         return name
 

@@ -71,7 +71,9 @@ class Capabilities:
                 continue
             name, operator, version = parsed
             if operator not in ("=", "=="):
-                raise InvalidArgument(f"capability {token!r:.60}: a worker states a version it has, as in {name}=={version}")
+                raise InvalidArgument(
+                    f"capability {token!r:.60}: a worker states a version it has, as in {name}=={version}"
+                )
             self._versions.setdefault(name, []).append(version)
 
     def __bool__(self) -> bool:

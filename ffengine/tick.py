@@ -24,7 +24,9 @@ FAMILIES: Final = ("fp", "b", "q", "w")
 ROUND_S: Final = 0.9
 """Between two looks at a partition of our own; below the second its promise lasts."""
 JITTER_S: Final = 0.8
-"""Between the end of another's promise and our look, at most. With ten idle workers that is about six looks a second."""
+"""Between the end of another's promise and our look, at most: ten idle workers look about six times a second."""
+TOGETHER_S: Final = 0.3
+"""Looks that may as well come earlier do, by this much, so that one call serves them all."""
 LIMIT: Final = 200
 BACKOFF_S: Final = (0.05, 2.0)
 
@@ -32,10 +34,12 @@ BACKOFF_S: Final = (0.05, 2.0)
 class _Watch:
     """One partition: when to look, by this process's clock."""
 
-    __slots__ = ("at", "heard_at", "key", "mine", "offset_s")
+    __slots__ = ("at", "heard_at", "key", "mine", "offset_s", "routine")
 
     def __init__(self, key: PartitionKey) -> None:
         self.key, self.at, self.mine, self.offset_s = key, 0.0, False, 0.0
+        self.routine = True
+        """Nothing is known to be due at that time: the look may as well come earlier, along with others."""
         self.heard_at: float | None = None
         """What a message said while a call was under way, whose answer may be older."""
 
@@ -44,7 +48,12 @@ class Ticker:
     """Ticks every partition of a store until stopped. `name`: at most 40 bytes without spaces, one per ticker."""
 
     def __init__(
-        self, backend: Backend, name: str, *, limit: int = LIMIT, clock: Callable[[], float] = time.monotonic,
+        self,
+        backend: Backend,
+        name: str,
+        *,
+        limit: int = LIMIT,
+        clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
         self._backend, self._name, self._limit, self._clock = backend, name, limit, clock
@@ -91,29 +100,32 @@ class Ticker:
 
     async def _round(self) -> None:
         now = self._clock()
-        # What is due within a moment comes along: one call now is better than two.
-        due = [watch.key for watch in self._watches.values() if watch.at <= now + 0.005]
-        if not due:
+        watches = self._watches.values()
+        if not any(watch.at <= now + 0.005 for watch in watches):
             return
+        # What is due soon comes along: one call now is better than several.
+        due = [watch.key for watch in watches if watch.at <= now + (TOGETHER_S if watch.routine else 0.005)]
         for key in due:
             self._watches[key].heard_at = None
         groups = [due] if self._backend.grouped else [[key] for key in due]
         calls = [TickArgs(partitions=group, ticker=self._name, limit=self._limit) for group in groups]
+        later = self._rng.uniform(0.05, JITTER_S)
         for answer in await self._backend.call_all(calls):
             if not isinstance(answer, Ticked):
                 raise answer
             for row in answer.partitions:
-                self._take(row)
+                self._take(row, later)
         self.rounds_n += len(calls)
 
-    def _take(self, row: TickedPartition) -> None:
+    def _take(self, row: TickedPartition, later: float) -> None:
         watch, now = self._watches[row.partition], self._clock()
         watch.mine = row.mine
         watch.offset_s = row.now_ms / 1000 - now
         self.done_n += row.done + row.reaped
         wait = max(0.0, (row.next_due_ms - row.now_ms) / 1000)
+        watch.routine = not row.mine or wait > ROUND_S
         if not row.mine:
-            watch.at = now + wait + self._rng.uniform(0.05, JITTER_S)
+            watch.at = now + wait + later
         elif row.done >= self._limit or row.reaped >= self._limit:
             watch.at = now
         elif row.done or row.reaped:
@@ -121,8 +133,8 @@ class Ticker:
         else:
             # Something that is due and was not done is not asked for in a tight loop.
             watch.at = now + min(max(wait, 0.01), ROUND_S)
-        if watch.heard_at is not None:
-            watch.at = min(watch.at, watch.heard_at)
+        if watch.heard_at is not None and watch.heard_at < watch.at:
+            watch.at, watch.routine = watch.heard_at, False
 
     def _heard(self, channel: str, data: bytes) -> None:
         """Something is due before we would look. Only whose promise holds has to act."""
@@ -132,7 +144,7 @@ class Ticker:
         at = int(data) / 1000 - watch.offset_s
         watch.heard_at = at if watch.heard_at is None else min(at, watch.heard_at)
         if at < watch.at:
-            watch.at = at
+            watch.at, watch.routine = at, False
             self._nudged.set()
 
     def _gap(self) -> None:

@@ -40,12 +40,29 @@ class Context:
     """
 
     __slots__ = (
-        "_deadline_ms", "_flat_tags", "_tags", "_tell", "attempt", "cancelled", "execution_id", "fence", "state", "task",
-    )  # fmt: skip
+        "_deadline_ms",
+        "_flat_tags",
+        "_tags",
+        "_tell",
+        "attempt",
+        "cancelled",
+        "execution_id",
+        "fence",
+        "state",
+        "task",
+    )
 
     def __init__(
-        self, *, execution_id: str, attempt: int, fence: LeaseFence, tags: list[str], deadline_ms: int, state: Any,
-        task: Task[Any, Any], tell: Tell,
+        self,
+        *,
+        execution_id: str,
+        attempt: int,
+        fence: LeaseFence,
+        tags: list[str],
+        deadline_ms: int,
+        state: Any,
+        task: Task[Any, Any],
+        tell: Tell,
     ) -> None:
         self.execution_id, self.attempt, self.fence = execution_id, attempt, fence
         self.state, self.task, self.cancelled = state, task, False
@@ -59,9 +76,15 @@ class Context:
         job = held.job
         ends = [at for at in (job.deadline_at, job.attempt_deadline_at) if at]
         return cls(
-            execution_id=job.execution_id, attempt=job.attempt_index, fence=held.lease, tags=job.tags,
-            deadline_ms=min(ends, default=0), state=state, task=task, tell=tell,
-        )  # fmt: skip
+            execution_id=job.execution_id,
+            attempt=job.attempt_index,
+            fence=held.lease,
+            tags=job.tags,
+            deadline_ms=min(ends, default=0),
+            state=state,
+            task=task,
+            tell=tell,
+        )
 
     @property
     def tags(self) -> Mapping[str, str]:
@@ -99,10 +122,14 @@ def teller(backend: Backend, held: Held, loop: asyncio.AbstractEventLoop) -> Tel
     async def send(pct: int, message: str) -> None:
         await backend.call(
             UpdateProgressArgs(
-                execution_id=job.execution_id, lease_id=job.lease_id, lease_epoch=job.lease_epoch,
-                attempt_id=job.attempt_id, progress_pct=pct, progress_message=message or None,
+                execution_id=job.execution_id,
+                lease_id=job.lease_id,
+                lease_epoch=job.lease_epoch,
+                attempt_id=job.attempt_id,
+                progress_pct=pct,
+                progress_message=message or None,
             )
-        )  # fmt: skip
+        )
 
     def tell(pct: int, message: str) -> Awaitable[None]:
         try:

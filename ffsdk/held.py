@@ -29,7 +29,19 @@ class Held:
     """One leased job. The renewal thread reads `deadline` and `renew_at` and may set `why` to "lost"; everything
     else belongs to the event loop's thread."""
 
-    __slots__ = ("ctx", "deadline", "expected", "job", "kill", "part", "renew_at", "runner", "stage", "timer", "timeout_at", "why")
+    __slots__ = (
+        "ctx",
+        "deadline",
+        "job",
+        "kill",
+        "part",
+        "renew_at",
+        "runner",
+        "stage",
+        "timeout_at",
+        "timer",
+        "why",
+    )
 
     def __init__(self, job: ClaimedJob, part: Part, deadline: float, renew_at: float, timeout_at: float) -> None:
         self.job, self.part = job, part
@@ -37,8 +49,6 @@ class Held:
         """Seconds of the worker's clock: end of the lease, next renewal, end of the attempt (0.0: never)."""
         self.stage = WAITING
         self.why: Why | None = None
-        self.expected = False
-        """Its runner was cancelled by us, so a CancelledError is the handler's answer."""
         self.runner: asyncio.Task[Any] | None = None
         """The task to cancel; None while the handler is in a thread or a child process."""
         self.kill: Callable[[], None] | None = None

@@ -65,7 +65,9 @@ class Threads(concurrent.futures.Executor):
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._queue: queue.SimpleQueue[tuple[concurrent.futures.Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[concurrent.futures.Future[Any], Callable[[], Any]] | None] = (
+            queue.SimpleQueue()
+        )
         self._threads: list[threading.Thread] = []
         self._free = threading.Semaphore(0)
 
@@ -156,9 +158,9 @@ def check_importable(task: Task[Any, Any]) -> None:
     name = getattr(task.fn, "__qualname__", "")
     if not name or "<" in name:
         raise InvalidArgument(
-            f"task {task.name} has isolation='process', but its function {name or task.fn!r} is not at the top of a module, where "
-            f"a child process could import it: move it there, or use isolation='thread'"
-        )  # fmt: skip
+            f"task {task.name} has isolation='process', but its function {name or task.fn!r} is not at the top of a module, "
+            f"where a child process could import it: move it there, or use isolation='thread'"
+        )
 
 
 # ---- parent's side -------------------------------------------------------------------------------------
@@ -224,10 +226,18 @@ class Child:
         job, fn = held.job, task.fn
         ends = [at for at in (job.deadline_at, job.attempt_deadline_at) if at]
         try:
-            self._send(_Run(
-                fn.__module__, getattr(fn, "__qualname__", ""), job.payload, job.execution_id, job.attempt_index, held.fence,
-                job.tags, min(ends, default=0),
-            ))  # fmt: skip
+            self._send(
+                _Run(
+                    fn.__module__,
+                    getattr(fn, "__qualname__", ""),
+                    job.payload,
+                    job.execution_id,
+                    job.attempt_index,
+                    held.fence,
+                    job.tags,
+                    min(ends, default=0),
+                )
+            )
             while True:
                 said = _from_child.decode(self._ours.recv_bytes())
                 match said:
@@ -242,7 +252,9 @@ class Child:
                 raise Killed("the child process was killed") from gone
             self._process.join(1.0)
             self.kill()
-            raise Failure(f"the child process of the handler ended with code {self._process.exitcode}", category="crashed") from None
+            raise Failure(
+                f"the child process of the handler ended with code {self._process.exitcode}", category="crashed"
+            ) from None
 
     def _send(self, message: msgspec.Struct) -> None:
         self._ours.send_bytes(msgspec.msgpack.encode(message))
@@ -313,9 +325,15 @@ def _perform(job: _Run, pipe: Connection, inbox: queue.SimpleQueue[_Run | _Ack])
         except InvalidArgument as unfit:
             return _unfit(unfit, "invalid_payload")
         ctx = _ChildContext(
-            execution_id=job.execution_id, attempt=job.attempt, fence=LeaseFence.parse(job.fence), tags=job.tags,
-            deadline_ms=job.deadline_ms, state=None, task=task, tell=tell,
-        )  # fmt: skip
+            execution_id=job.execution_id,
+            attempt=job.attempt,
+            fence=LeaseFence.parse(job.fence),
+            tags=job.tags,
+            deadline_ms=job.deadline_ms,
+            state=None,
+            task=task,
+            tell=tell,
+        )
         result = task.fn(*task.arguments(payload, ctx))
         if task.is_async:
             result = asyncio.run(result)
@@ -371,6 +389,8 @@ def _traceback(failed: BaseException) -> str:
     """The handler's traceback without the frames of the worker around it."""
     trace = failed.__traceback__
     here = os.path.dirname(__file__)
-    while trace is not None and trace.tb_next is not None and os.path.dirname(trace.tb_frame.f_code.co_filename) == here:
+    while (
+        trace is not None and trace.tb_next is not None and os.path.dirname(trace.tb_frame.f_code.co_filename) == here
+    ):
         trace = trace.tb_next
     return shorten("".join(traceback.format_exception(type(failed), failed, trace)))

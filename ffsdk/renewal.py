@@ -44,7 +44,12 @@ class Renewals:
     """What is due, and what an answer means; the thread and the loop's task below both drive this."""
 
     def __init__(
-        self, held: dict[str, Held], *, lease_ms: int, clock: Callable[[], float], lost: Callable[[Held, str], None],
+        self,
+        held: dict[str, Held],
+        *,
+        lease_ms: int,
+        clock: Callable[[], float],
+        lost: Callable[[Held, str], None],
         cancel: Callable[[Held], None],
     ) -> None:
         """lost(held, why) and cancel(held) are called in whatever thread drives this."""
@@ -80,7 +85,7 @@ class Renewals:
                 self._cancel(held)
 
     def overdue(self, now: float) -> None:
-        """Give up leases that end soon and could not be renewed. One that its attempt's timeout bounds is left to that."""
+        """Give up leases that end soon and could not be renewed. What the attempt's timeout bounds is left to that."""
         for held in list(self.held.values()):
             lease_s = held.deadline - held.renew_at
             if held.deadline - margin(lease_s * 1.5) <= now and held.why != "lost" and held.stage != ENDED:
@@ -96,7 +101,9 @@ class Renewals:
 class RenewalThread(threading.Thread):
     """Drives renewals beside the loop, and watches whether the loop answers."""
 
-    def __init__(self, renewals: Renewals, backend: Backend, *, loop: asyncio.AbstractEventLoop, shortest_s: float) -> None:
+    def __init__(
+        self, renewals: Renewals, backend: Backend, *, loop: asyncio.AbstractEventLoop, shortest_s: float
+    ) -> None:
         super().__init__(name="ff-renewal", daemon=True)
         self._renewals, self._calls = renewals, backend.blocking()
         self._loop, self._loop_thread = loop, threading.get_ident()
@@ -166,9 +173,11 @@ class RenewalThread(threading.Thread):
             frame = sys._current_frames().get(self._loop_thread)
             stack = "".join(traceback.format_stack(frame)) if frame is not None else "(no stack)\n"
             log.warning(
-                "the event loop has been blocked for %.1f s; leases are kept, but nothing else runs. Use a def handler, which "
-                "runs in a thread, or await. It is at:\n%s", now - self._asked, stack,
-            )  # fmt: skip
+                "the event loop has been blocked for %.1f s; leases are kept, but nothing else runs. Use a def handler, "
+                "which runs in a thread, or await. It is at:\n%s",
+                now - self._asked,
+                stack,
+            )
 
     def _answer(self, asked: float) -> None:
         self._answered = asked

@@ -16,10 +16,10 @@ from ffcore.backend import Backend
 from ffcore.contracts.execution import CancelExecutionArgs
 from ffcore.contracts.failure import FailExecutionArgs
 from ffcore.contracts.operator import UnclaimArgs
-from ffcore.errors import EngineError, Rejected, Unavailable
+from ffcore.errors import EngineError, Rejected
 from ffsdk.held import ENDED, Held
 from ffsdk.isolation import shorten
-from ffsdk.slots import RETRY_S
+from ffsdk.slots import call_until_answered
 
 log = logging.getLogger("flowfabric.worker")
 NO_RETRY = '{"max_retries":0}'
@@ -28,31 +28,53 @@ NO_RETRY = '{"max_retries":0}'
 class Reports:
     """Sends them, each on its own: they are rare beside completions."""
 
-    def __init__(self, backend: Backend, *, done: Callable[[Held], None], broken: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self, backend: Backend, *, done: Callable[[Held], None], broken: Callable[[BaseException], None]
+    ) -> None:
         """done(held): the store knows, or will not hear of it any more. broken: an error that no repeating mends."""
         self._backend, self._done, self._broken = backend, done, broken
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
 
     def fail(
-        self, held: Held, reason: str, category: str, detail: str = "", retry_after_ms: int | None = None, final: bool = False
+        self,
+        held: Held,
+        reason: str,
+        category: str,
+        detail: str = "",
+        retry_after_ms: int | None = None,
+        final: bool = False,
     ) -> None:
         """The attempt failed. `final`: no retry, whatever the policy says."""
         job = held.job
         log.info("%s failed: %s [%s]", held, reason.partition("\n")[0][:200], category)
-        self._send(held, FailExecutionArgs(
-            execution_id=job.execution_id, fence=held.lease, attempt_index=job.attempt_index, failure_reason=shorten(reason),
-            failure_category=category, failure_detail=detail, retry_after_ms=retry_after_ms,
-            retry_policy_json=NO_RETRY if final else "",
-        ))  # fmt: skip
+        self._send(
+            held,
+            FailExecutionArgs(
+                execution_id=job.execution_id,
+                fence=held.lease,
+                attempt_index=job.attempt_index,
+                failure_reason=shorten(reason),
+                failure_category=category,
+                failure_detail=detail,
+                retry_after_ms=retry_after_ms,
+                retry_policy_json=NO_RETRY if final else "",
+            ),
+        )
 
     def cancel(self, held: Held) -> None:
         """The handler has ended as it was asked to."""
         job = held.job
-        self._send(held, CancelExecutionArgs(
-            execution_id=job.execution_id, reason="the handler was cancelled", lease_id=job.lease_id,
-            lease_epoch=job.lease_epoch, attempt_id=job.attempt_id,
-        ))  # fmt: skip
+        self._send(
+            held,
+            CancelExecutionArgs(
+                execution_id=job.execution_id,
+                reason="the handler was cancelled",
+                lease_id=job.lease_id,
+                lease_epoch=job.lease_epoch,
+                attempt_id=job.attempt_id,
+            ),
+        )
 
     def give_back(self, held: Held, reason: Literal["refused", "hand_back", "unknown_task"]) -> None:
         """Another worker may have it. `refused`: it never started; `hand_back`: its handler has ended early."""
@@ -85,18 +107,6 @@ class Reports:
                 self._broken(broken)
         finally:
             self._done(held)
-
-
-async def call_until_answered(backend: Backend, args: Args[Any]) -> Any:
-    """Call until there is an answer. The backend repeats for some seconds by itself; the store may be away longer."""
-    while True:
-        try:
-            return await backend.call(args)
-        except Unavailable as away:
-            if away.code == "closed":
-                raise
-            log.warning("the store does not answer, trying again: %s", away)
-            await asyncio.sleep(RETRY_S)
 
 
 def spawn(tasks: set[asyncio.Task[Any]], coro: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:

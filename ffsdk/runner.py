@@ -50,7 +50,12 @@ class Runners:
     """At most `concurrency` handlers at a time. Methods belong to the event loop's thread."""
 
     def __init__(
-        self, outcomes: Outcomes, isolated: Isolated, tasks: Mapping[str, Task[Any, Any]], concurrency: int, prefetch: int | None
+        self,
+        outcomes: Outcomes,
+        isolated: Isolated,
+        tasks: Mapping[str, Task[Any, Any]],
+        concurrency: int,
+        prefetch: int | None,
     ) -> None:
         """prefetch: jobs to hold beyond those that run; None: as many as `concurrency` while handlers are short."""
         self._outcomes, self._isolated, self._tasks_known = outcomes, isolated, tasks
@@ -212,7 +217,9 @@ class Runners:
         try:
             raw = result.raw if type(result) is Encoded else task.encode_result(result)
         except InvalidArgument as unfit:
-            self._outcomes.unfit(held, unfit, "result_too_large" if unfit.code == "payload_too_large" else "invalid_result")
+            self._outcomes.unfit(
+                held, unfit, "result_too_large" if unfit.code == "payload_too_large" else "invalid_result"
+            )
         else:
             self._outcomes.completed(held, raw)
 
@@ -242,4 +249,3 @@ class Runners:
                     waits_for = coro.send(value)
                 except StopIteration as returned:
                     return returned.value
-

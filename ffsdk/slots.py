@@ -67,25 +67,39 @@ class Slots:
     """The claims and completions of one worker. All methods belong to the event loop's thread."""
 
     def __init__(
-        self, backend: Backend, *, instance: str, worker_id: str, lanes: list[str], lease_ms: int, clock: Callable[[], float],
-        capacity: Callable[[], int], load: Callable[[], int], arrived: Callable[[Sequence[ClaimedJob], Callable[[ClaimedJob], Part], float, int], None],
-        settled: Callable[[Held, str], None], revised: Callable[[Sequence[Part], int], None], broken: Callable[[BaseException], None],
+        self,
+        backend: Backend,
+        *,
+        instance: str,
+        worker_id: str,
+        lanes: list[str],
+        lease_ms: int,
+        clock: Callable[[], float],
+        capacity: Callable[[], int],
+        load: Callable[[], int],
+        arrived: Callable[[Sequence[ClaimedJob], Callable[[ClaimedJob], Part], float, int], None],
+        settled: Callable[[Held, str], None],
+        revised: Callable[[Sequence[Part]], None],
+        broken: Callable[[BaseException], None],
         polls: bool = True,
     ) -> None:
-        """capacity: how many jobs the worker may hold unfinished; load: how many it does. arrived(jobs, part_of, sent, now_ms): take them.
-        settled(held, code): a completion was answered; code is empty, or the refusal. revised(parts, revision): the
-        table of capability sets changed. broken: an error that no repeating mends."""
+        """capacity: how many jobs the worker may hold unfinished; load: how many it does.
+        arrived(jobs, part_of, sent, now_ms): take them. settled(held, code): a completion was answered; code is empty, or
+        the refusal. revised(parts): the table of capability sets changed. broken: an error that no repeating mends."""
         self._backend, self._clock = backend, clock
         self._instance, self._lanes, self._lease_ms = instance, lanes, lease_ms
         self._common: dict[str, Any] = {
-            "lanes": lanes, "worker_id": worker_id, "worker_instance_id": instance, "lease_ttl_ms": lease_ms,
-        }  # fmt: skip
+            "lanes": lanes,
+            "worker_id": worker_id,
+            "worker_instance_id": instance,
+            "lease_ttl_ms": lease_ms,
+        }
         self._capacity, self._load = capacity, load
         self._arrived, self._settled, self._revised = arrived, settled, revised
         self._broken = broken
         self._polls = polls
         self._loop = asyncio.get_running_loop()
-        self.parts = [Part(key) for key in backend.config.keys()]
+        self.parts = [Part(key) for key in backend.config.keys("fp")]
         self._by_key = {part.key: part for part in self.parts}
         self.capability_sets: list[str] = []
         self._coming = 0
@@ -156,7 +170,9 @@ class Slots:
         """Wait until no call is under way and every completion has been answered."""
         while self._tasks or self.unsettled:
             self._pump()
-            await asyncio.wait(tuple(self._tasks), return_when=asyncio.FIRST_COMPLETED) if self._tasks else await asyncio.sleep(0)
+            await asyncio.wait(
+                tuple(self._tasks), return_when=asyncio.FIRST_COMPLETED
+            ) if self._tasks else await asyncio.sleep(0)
 
     # ---- sending
 
@@ -200,9 +216,14 @@ class Slots:
             part.asked = self._calls_n
             self._coming += limit
         args = CompleteManyArgs(
-            partition=part.key, limit=limit, claim_id=f"{self._instance}.{part.slot}.{part.n}", items=items,
-            capability_sets=self.capability_sets, park=self._instance if limit else None, **self._common,
-        )  # fmt: skip
+            partition=part.key,
+            limit=limit,
+            claim_id=f"{self._instance}.{part.slot}.{part.n}",
+            items=items,
+            capability_sets=self.capability_sets,
+            park=self._instance if limit else None,
+            **self._common,
+        )
         self._spawn(self._completed(part, args, jobs, limit))
 
     def _claim(self, limit: int) -> None:
@@ -221,9 +242,13 @@ class Slots:
         for part in parts:
             part.rung = False
         args = ClaimBatchArgs(
-            partitions=[p.key for p in parts], limit=limit, claim_id=f"{self._instance}.c.{self._claims_n}",
-            capability_sets=self.capability_sets, park=self._instance, **self._common,
-        )  # fmt: skip
+            partitions=[p.key for p in parts],
+            limit=limit,
+            claim_id=f"{self._instance}.c.{self._claims_n}",
+            capability_sets=self.capability_sets,
+            park=self._instance,
+            **self._common,
+        )
         self._spawn(self._claimed(parts, args, limit))
 
     def _expect(self, at: float) -> None:
@@ -245,22 +270,11 @@ class Slots:
 
     # ---- answers
 
-    async def _call(self, args: Args[R]) -> R:
-        """Call until there is an answer. The backend repeats for some seconds by itself; the store may be away longer."""
-        while True:
-            try:
-                return await self._backend.call(args)
-            except Unavailable as away:
-                if away.code == "closed":
-                    raise
-                log.warning("the store does not answer, trying again: %s", away)
-                await asyncio.sleep(RETRY_S)
-
     async def _completed(self, part: Part, args: CompleteManyArgs, jobs: list[Held], limit: int) -> None:
         sent = self._clock()
         answer: CompletedMany | None = None
         try:
-            answer = await self._call(args)
+            answer = await call_until_answered(self._backend, args)
         finally:
             part.flying = False
             self._coming -= limit
@@ -278,14 +292,19 @@ class Slots:
     async def _claimed(self, parts: list[Part], args: ClaimBatchArgs, limit: int) -> None:
         sent = self._clock()
         try:
-            claimed = await self._call(args)
+            claimed = await call_until_answered(self._backend, args)
         finally:
             self._claim_flying = False
             self._coming -= limit
         for part in parts:
             part.asked = self._calls_n
             part.parked_until = 0.0  # a claim that leases something takes the worker out of every park it names
-            if claimed.jobs and not claimed.again and part.key in claimed.jobs[-1].execution_id and len(claimed.jobs) == limit:
+            if (
+                claimed.jobs
+                and not claimed.again
+                and part.key in claimed.jobs[-1].execution_id
+                and len(claimed.jobs) == limit
+            ):
                 break  # those behind it were not reached
         self._take(parts, claimed, sent, self.part_of)
         self._pump()
@@ -301,13 +320,15 @@ class Slots:
         if claimed.sets_revision > max(self._revisions.get(part.key, 0) for part in parts):
             for part in parts:
                 self._revisions[part.key] = claimed.sets_revision
-            self._revised(parts, claimed.sets_revision)
+            self._revised(parts)
         if claimed.jobs:
             self._arrived(claimed.jobs, part_of, sent, claimed.now_ms)
 
     async def _pass_on(self, part: Part) -> None:
         """The bell took this worker out of the park, and it has no room: ring another in its stead."""
-        await self._call(PassBellArgs(partition=part.key, lanes=self._lanes, capability_sets=self.capability_sets))
+        await call_until_answered(
+            self._backend, PassBellArgs(partition=part.key, lanes=self._lanes, capability_sets=self.capability_sets)
+        )
 
     def _spawn(self, coro: Any) -> None:
         task: asyncio.Task[None] = self._loop.create_task(coro)
@@ -325,6 +346,18 @@ class Slots:
             failed.add_note("the store refused a worker's claim; the worker cannot go on")
         if not isinstance(failed, EngineError) or failed.code != "closed":
             self._broken(failed)
+
+
+async def call_until_answered(backend: Backend, args: Args[R]) -> R:
+    """Call until there is an answer. The backend repeats for some seconds by itself; the store may be away longer."""
+    while True:
+        try:
+            return await backend.call(args)
+        except Unavailable as away:
+            if away.code == "closed":
+                raise
+            log.warning("the store does not answer, trying again: %s", away)
+            await asyncio.sleep(RETRY_S)
 
 
 def _bounded(part: Part) -> tuple[list[Completion], list[Held]]:

@@ -241,13 +241,13 @@ def _batches(rows: Sequence[NewExecution]) -> list[tuple[PartitionKey, list[int]
     """Places of rows, by partition, each batch within the bounds of one call."""
     batches: list[tuple[PartitionKey, list[int]]] = []
     filling: dict[PartitionKey, tuple[list[int], int]] = {}
-    nothing: tuple[list[int], int] = ([], 0)
     for place, row in enumerate(rows):
         partition, size_n = ids.partition_of(row.execution_id), len(row.payload)
-        places, bytes_n = filling.get(partition, nothing)
-        if not places or len(places) >= limits.ROWS_N or bytes_n + size_n > limits.BATCH_BYTES:
-            places, bytes_n = [], 0
-            batches.append((partition, places))
+        places, bytes_n = filling.get(partition, (None, 0))
+        if places is None or len(places) >= limits.ROWS_N or bytes_n + size_n > limits.BATCH_BYTES:
+            fresh: list[int] = []
+            places, bytes_n = fresh, 0
+            batches.append((partition, fresh))
         places.append(place)
         filling[partition] = (places, bytes_n + size_n)
     return batches

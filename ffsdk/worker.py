@@ -17,22 +17,18 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-import msgspec
-
 from ffcore import checks, ids, limits
 from ffcore.backend import Backend, Subscription
 from ffcore.capabilities import Capabilities
 from ffcore.contracts.batch import ClaimedJob
-from ffcore.contracts.reads import ListCapabilitySetsArgs
-from ffcore.contracts.roster import AnnounceTasksArgs, PublishTasksArgs, RegisterWorkerArgs, TaskRow
-from ffcore.errors import EngineError, InvalidArgument, Unavailable
-from ffcore.ids import PartitionKey, WorkerInstanceId, partition_key
+from ffcore.errors import EngineError, InvalidArgument
 from ffengine.tick import Ticker
 from ffsdk.context import Context, teller
 from ffsdk.held import ENDED, RUNNING, WAITING, Held, Why
 from ffsdk.isolation import Isolated, Killed, check_importable, explain
+from ffsdk.presence import Presence
 from ffsdk.renewal import Renewals, RenewalThread, interval, renew_in_loop
-from ffsdk.reports import Reports, call_until_answered, spawn
+from ffsdk.reports import Reports, spawn
 from ffsdk.runner import Runners
 from ffsdk.slots import Part, Slots
 from ffsdk.times import Duration, span_ms
@@ -49,11 +45,6 @@ CANCEL_WAIT_S: Final = 2.0
 """How long cancelled handlers may take to end before the worker leaves without them."""
 SETTLE_S: Final = 5.0
 """How long a stopping worker tries to report to a store that does not answer."""
-REGISTER_S: Final = 10.0
-REGISTER_TTL_MS: Final = 30_000
-ANNOUNCE_S: Final = 20.0
-"""A job that an older worker handed back as unknown waits for a minute: within it somebody must say that he knows it."""
-AGAIN_S: Final = 1.0
 LOOK_S: Final = 0.5
 
 
@@ -71,16 +62,28 @@ class Worker:
     """
 
     def __init__(
-        self, app: App, *, lanes: Sequence[str] | None = None, concurrency: int = 16, capabilities: Iterable[str] = (),
-        lease: Duration = limits.LEASE_TTL_MS / 1000, prefetch: int | Literal["auto"] = "auto", grace: Duration = GRACE_S,
-        tick: bool = True, name: str | None = None,
+        self,
+        app: App,
+        *,
+        lanes: Sequence[str] | None = None,
+        concurrency: int = 16,
+        capabilities: Iterable[str] = (),
+        lease: Duration = limits.LEASE_TTL_MS / 1000,
+        prefetch: int | Literal["auto"] = "auto",
+        grace: Duration = GRACE_S,
+        tick: bool = True,
+        name: str | None = None,
     ) -> None:
         if isinstance(lanes, str):
             raise InvalidArgument(f"lanes is {lanes!r:.60}: use a list, as in [{lanes!r:.60}]")
         self.app = app
-        self.lanes: list[str] = list(dict.fromkeys(lanes if lanes is not None else sorted({t.lane for t in app.tasks.values()})))
+        self.lanes: list[str] = list(
+            dict.fromkeys(lanes if lanes is not None else sorted({t.lane for t in app.tasks.values()}))
+        )
         if not self.lanes or len(self.lanes) > limits.TAGS_N:
-            raise InvalidArgument(f"a worker serves 1 to {limits.TAGS_N} lanes, not {len(self.lanes)}: declare a task, or pass lanes=")
+            raise InvalidArgument(
+                f"a worker serves 1 to {limits.TAGS_N} lanes, not {len(self.lanes)}: declare a task, or pass lanes="
+            )
         for lane in self.lanes:
             ids.check_name(lane, "lane")
         checks.whole(concurrency, "concurrency", 1, 10_000)
@@ -111,7 +114,6 @@ class Worker:
         self._stop_asked = False
         self._thread: RenewalThread | None = None
         self._nudged = asyncio.Event()
-        self._known_sets: dict[PartitionKey, frozenset[str]] = {}
 
     # ---- running and stopping
 
@@ -161,13 +163,17 @@ class Worker:
     def _catch_signals(self, loop: asyncio.AbstractEventLoop) -> tuple[int, ...]:
         caught: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # no main thread, or no signals here
+            with contextlib.suppress(
+                NotImplementedError, RuntimeError, ValueError
+            ):  # no main thread, or no signals here
                 loop.add_signal_handler(number, self._on_signal, number)
                 caught.append(number)
         return tuple(caught)
 
     def _on_signal(self, number: int) -> None:
-        log.warning("%s: %s", signal.Signals(number).name, "stopping at once" if self._stop_asked else "finishing what runs")
+        log.warning(
+            "%s: %s", signal.Signals(number).name, "stopping at once" if self._stop_asked else "finishing what runs"
+        )
         self.request_stop()
 
     async def _serve(self, backend: Backend, state: Any) -> None:
@@ -179,23 +185,49 @@ class Worker:
         self._isolated = Isolated(self.concurrency)
         self._runners = Runners(self, self._isolated, self.app.tasks, self.concurrency, self._prefetch)
         self._slots = Slots(
-            backend, instance=self.instance, worker_id=self.name, lanes=self.lanes, lease_ms=self._lease_ms, clock=self._clock,
-            capacity=self._runners.capacity, load=self._runners.load, arrived=self._arrived, settled=self._settled,
-            revised=self._revised, broken=self._broken, polls=not virtual,
-        )  # fmt: skip
+            backend,
+            instance=self.instance,
+            worker_id=self.name,
+            lanes=self.lanes,
+            lease_ms=self._lease_ms,
+            clock=self._clock,
+            capacity=self._runners.capacity,
+            load=self._runners.load,
+            arrived=self._arrived,
+            settled=self._settled,
+            revised=self._revised,
+            broken=self._broken,
+            polls=not virtual,
+        )
         self._reports = Reports(backend, done=self._forget, broken=self._broken)
         self._renewals = Renewals(
-            self._held, lease_ms=self._lease_ms, clock=self._clock,
-            lost=self._lose if virtual else self._lose_from_thread, cancel=self._cancel if virtual else self._cancel_from_thread,
-        )  # fmt: skip
+            self._held,
+            lease_ms=self._lease_ms,
+            clock=self._clock,
+            lost=self._lose if virtual else self._lose_from_thread,
+            cancel=self._cancel if virtual else self._cancel_from_thread,
+        )
         self._shortest_ms = self._lease_ms
+        self._presence = presence = Presence(
+            self.app,
+            backend,
+            self._slots,
+            instance=self.instance,
+            name=self.name,
+            lanes=self.lanes,
+            concurrency=self.concurrency,
+            capabilities=self.capabilities,
+            clock=self._clock,
+        )
         subscription: Subscription | None = None
         ticker = Ticker(backend, self.instance) if self._tick and not virtual else None
         try:
-            subscription = await self._start(backend, virtual)
+            await presence.begin()
+            self._channels = {backend.worker_channel(part.key, self.instance): part.key for part in self._slots.parts}
+            subscription = await backend.subscribe(tuple(self._channels), self._heard, self._slots.ask_everywhere)
             if ticker is not None:
                 spawn(self._tasks, ticker.run(), "ff ticker").add_done_callback(self._part_ended)
-            spawn(self._tasks, self._stay(virtual), "ff worker roster").add_done_callback(self._part_ended)
+            spawn(self._tasks, presence.stay(), "ff worker roster").add_done_callback(self._part_ended)
             if virtual:
                 renewing = renew_in_loop(self._renewals, backend, lambda: self._nudged)
                 spawn(self._tasks, renewing, "ff renewal").add_done_callback(self._part_ended)
@@ -211,20 +243,7 @@ class Worker:
         finally:
             if ticker is not None:
                 ticker.stop()
-            await self._close(backend, subscription)
-
-    async def _start(self, backend: Backend, virtual: bool) -> Subscription:
-        """Say who is there and what it knows, and listen, before the first claim."""
-        tasks = self.app.tasks.values()
-        await self._register(virtual)
-        rows = [TaskRow(task.name, task.version, task.descriptor()) for task in tasks]
-        for at in range(0, len(rows), limits.ROWS_N):
-            await backend.call(PublishTasksArgs(partition=partition_key(0, "w"), items=rows[at : at + limits.ROWS_N]))
-        await self._announce()
-        if self.capabilities:
-            await self._learn(self._slots.parts)
-        self._channels = {backend.worker_channel(key, self.instance): key for key in backend.config.keys()}
-        return await backend.subscribe(tuple(self._channels), self._heard, self._slots.ask_everywhere)
+            await self._close(subscription)
 
     async def _drain(self) -> None:
         """Give back what has not started, wait for the handlers, cancel those that take too long."""
@@ -263,7 +282,7 @@ class Worker:
             for one in waiting:
                 one.cancel()
 
-    async def _close(self, backend: Backend, subscription: Subscription | None) -> None:
+    async def _close(self, subscription: Subscription | None) -> None:
         self._stop_asked = True
         if self._thread is not None:
             self._thread.stop()
@@ -279,7 +298,7 @@ class Worker:
             async with asyncio.timeout(1.0):
                 if subscription is not None:
                     await subscription.close()
-                await self._register(False, ttl_ms=0)
+                await self._presence.leave()
         except (EngineError, TimeoutError):
             pass  # it is forgotten by itself when its time in the roster is over
 
@@ -294,69 +313,11 @@ class Worker:
         if not task.cancelled() and (broken := task.exception()) is not None:
             self._broken(broken)
 
-    # ---- being there
+    # ---- bells and renewals
 
-    async def _register(self, virtual: bool, ttl_ms: int | None = None) -> None:
-        info = {
-            "name": self.name, "host": socket.gethostname(), "pid": os.getpid(), "lanes": self.lanes,
-            "concurrency": self.concurrency, "capabilities": sorted(self.capabilities.tokens)[: limits.TAGS_N],
-            "tasks": [f"{t.name}@{t.version}" for t in list(self.app.tasks.values())[: limits.PAGE_N]],
-        }  # fmt: skip
-        if ttl_ms is None:
-            ttl_ms = limits.LEASE_TTL_MAX_MS if virtual else REGISTER_TTL_MS
-        await self._backend.call(RegisterWorkerArgs(
-            partition=partition_key(0, "w"), worker_instance_id=WorkerInstanceId(self.instance), ttl_ms=ttl_ms,
-            info=msgspec.json.encode(info)[:16384],
-        ))  # fmt: skip
-
-    async def _announce(self) -> int:
-        """Tell every partition which tasks this worker knows: jobs that waited for one are ready again. How many."""
-        known = [f"{task.name}@{task.version}" for task in self.app.tasks.values()][: limits.PAGE_MAX_N]
-        total = 0
-        for key in self._backend.config.keys():
-            while True:
-                count = (await self._backend.call(AnnounceTasksArgs(partition=key, tasks=known))).count
-                total += count
-                if count < limits.ROWS_N:
-                    break
-        return total
-
-    async def _stay(self, virtual: bool) -> None:
-        """Stay in the roster, and look at what changes seldom. On virtual time, look whenever time has moved."""
-        pace = self.app.pace
-        registered = announced = self._clock()
-        freed = 0
-        while True:
-            await pace.pause(AGAIN_S if freed else REGISTER_S)
-            try:
-                if pace.virtual:
-                    self._slots.ask_everywhere()
-                now = self._clock()
-                if now - registered >= (3600.0 if virtual else REGISTER_S - 1):
-                    await self._register(virtual)
-                    registered = now
-                    if self.capabilities:
-                        await self._learn(self._slots.parts)
-                if freed or now - announced >= ANNOUNCE_S - 1:
-                    # An older worker of the lane may have snatched what was just freed, and handed it back again.
-                    freed = await self._announce()
-                    announced = now
-            except Unavailable as away:
-                log.warning("the store does not answer, trying again: %s", away)
-
-    def _revised(self, parts: Sequence[Part], revision: int) -> None:
+    def _revised(self, parts: Sequence[Part]) -> None:
         if self.capabilities:
-            spawn(self._tasks, self._learn(parts), "ff capabilities").add_done_callback(self._part_ended)
-
-    async def _learn(self, parts: Sequence[Part]) -> None:
-        """Read which capability sets the jobs require, and serve those this worker meets."""
-        for part in parts:
-            table = await call_until_answered(self._backend, ListCapabilitySetsArgs(partition=part.key, lanes=self.lanes))
-            self._known_sets[part.key] = frozenset(s.digest for s in table.sets if self.capabilities.serves(s.tokens.split(",")))
-        served = sorted(frozenset[str]().union(*self._known_sets.values()))
-        if served != sorted(self._slots.capability_sets):
-            self._slots.capability_sets = served
-            self._slots.ask_everywhere()
+            spawn(self._tasks, self._presence.learn(parts), "ff capabilities").add_done_callback(self._part_ended)
 
     def _heard(self, channel: str, data: bytes) -> None:
         key = self._channels.get(channel)
@@ -387,7 +348,9 @@ class Worker:
 
     # ---- jobs come and go
 
-    def _arrived(self, jobs: Sequence[ClaimedJob], part_of: Callable[[ClaimedJob], Part], sent: float, now_ms: int) -> None:
+    def _arrived(
+        self, jobs: Sequence[ClaimedJob], part_of: Callable[[ClaimedJob], Part], sent: float, now_ms: int
+    ) -> None:
         fresh: list[Held] = []
         held_by_lease, claiming = self._held, self._slots.claiming
         was_empty = not held_by_lease
@@ -447,7 +410,11 @@ class Worker:
     def failed(self, held: Held, error: BaseException) -> None:
         if held.stage == ENDED or held.why == "lost":
             self._drop(held)
-        elif isinstance(error, Killed) or held.why == "cancel" or (held.why and isinstance(error, asyncio.CancelledError)):
+        elif (
+            isinstance(error, Killed)
+            or held.why == "cancel"
+            or (held.why and isinstance(error, asyncio.CancelledError))
+        ):
             self.stopped(held)
         else:
             reason, category, detail, retry_after_ms, final = explain(error)
@@ -531,6 +498,3 @@ class Worker:
     def _from_thread(self, call: Callable[..., None], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: so is the worker
             self._loop.call_soon_threadsafe(call, *args)
-
-
-__all__ = ["Worker"]

@@ -39,7 +39,10 @@ define {
       return { "cancel_requested", full, until_ms }
     end
     local holder = x.state == "active" and record.worker(x) or ""
-    record.describe(p, x, "cancel_reason", string.sub(a.reason, 1, LIMITS.REASON_BYTES), "cancelled_by", string.sub(a.source, 1, 64))
+    -- Whoever asked first said why; a holder that follows the request only carries it out.
+    if not x.cancel_until or a.source == "operator_override" then
+      record.describe(p, x, "cancel_reason", string.sub(a.reason, 1, LIMITS.REASON_BYTES), "cancelled_by", string.sub(a.source, 1, 64))
+    end
     attempt.cancel_now(p, x, a.source, "cancel")
     wake.worker(p, holder, "cancel " .. full)
     return { "cancelled", full, x.state }

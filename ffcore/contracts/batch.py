@@ -6,7 +6,7 @@ job. Every item is answered on its own, so a refused item costs its neighbours n
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -69,6 +69,9 @@ class ClaimedJob(Row):
     ``.`` and the index in this answer, attempt_id the same for a new attempt.
     """
 
+    TEXT: ClassVar[int] = 19
+    """This many fields travel as one text, separated by spaces."""
+
     execution_id: ExecutionId
     lease_id: LeaseId
     lease_epoch: LeaseEpoch
@@ -77,15 +80,11 @@ class ClaimedJob(Row):
     attempt_type: str
     lease_expires_at: TimestampMs
     task: str
-    version: int
-    payload: bytes
-    payload_encoding: str
-    policy: bytes
-    """The execution's policy as JSON; empty when it has none."""
     lane_id: str
-    namespace: str
     priority: int
     created_at: TimestampMs
+    version: int
+    namespace: str
     deadline_at: int
     """0: none."""
     attempt_deadline_at: int
@@ -95,6 +94,10 @@ class ClaimedJob(Row):
     run: int
     """0 for the first run; replay and ContinueAs raise it."""
     cancel_requested: bool
+    payload: bytes
+    payload_encoding: str
+    policy: bytes
+    """The execution's policy as JSON; empty when it has none."""
     tags: list[str]
     """Flat: key, value, key, value."""
 

@@ -104,8 +104,12 @@ async def test_a_handler_learns_the_facts_of_its_job(app: ff.App, lane: str) -> 
         status = await job.status()
     (ctx,) = seen
     assert (ctx.execution_id, ctx.attempt, ctx.tags, ctx.state, ctx.cancelled) == (
-        job.id, 0, {"shop.tenant": "t1"}, {"db": "open"}, False
-    )  # fmt: skip
+        job.id,
+        0,
+        {"shop.tenant": "t1"},
+        {"db": "open"},
+        False,
+    )
     assert ctx.task is look
     assert ctx.fence.lease_epoch > 0
     assert ctx.deadline is not None
@@ -349,7 +353,9 @@ async def test_a_result_that_is_not_json_or_too_large_fails_and_is_not_retried(a
     assert (strange.category, strange.attempts) == ("invalid_result", 1)
 
 
-async def test_an_unknown_task_waits_for_a_worker_that_knows_it_and_counts_nothing(app: ff.App, lane: str, url: str) -> None:
+async def test_an_unknown_task_waits_for_a_worker_that_knows_it_and_counts_nothing(
+    app: ff.App, lane: str, url: str
+) -> None:
     newer = ff.App(url, namespace=app.namespace)
 
     @app.task(lane=lane, name="old")
@@ -562,7 +568,9 @@ async def test_a_revoked_lease_stops_the_handler_and_nothing_is_reported_for_it(
         await until(lambda: started == [0])
         with caplog.at_level(logging.WARNING, "flowfabric.worker"):
             await client.backend.call(
-                RevokeLeaseArgs(execution_id=ExecutionId(job.id), worker_instance_id=WorkerInstanceId(""), reason="test")
+                RevokeLeaseArgs(
+                    execution_id=ExecutionId(job.id), worker_instance_id=WorkerInstanceId(""), reason="test"
+                )
             )
             assert await job.result(timeout=10) == 1
         status = await job.status()
@@ -597,7 +605,9 @@ async def test_an_idle_worker_is_parked_and_a_bell_brings_it_the_job(app: ff.App
         backend = client.backend
 
         async def parked() -> int:
-            stats = [await backend.call(LaneStatsArgs(partition=k, lane_id=LaneId(lane))) for k in backend.config.keys()]
+            stats = [
+                await backend.call(LaneStatsArgs(partition=k, lane_id=LaneId(lane))) for k in backend.config.keys("fp")
+            ]
             return sum(s.parked for s in stats)
 
         for number in range(20):
@@ -608,7 +618,7 @@ async def test_an_idle_worker_is_parked_and_a_bell_brings_it_the_job(app: ff.App
 
 
 async def test_a_bell_that_reaches_a_worker_without_room_is_passed_on(app: ff.App, lane: str) -> None:
-    """The full worker was parked when it had room; without passing on, the job would wait for the idle one's next poll."""
+    """The full worker was parked when it had room; not passed on, the job would wait for the idle one's next poll."""
     gate = asyncio.Event()
 
     @app.task(lane=lane)

@@ -60,7 +60,9 @@ def lane(request: pytest.FixtureRequest) -> str:
 # ---- stopping --------------------------------------------------------------------------------------------
 
 
-async def test_a_stopping_worker_finishes_its_handlers_and_gives_back_what_has_not_started(app: ff.App, lane: str) -> None:
+async def test_a_stopping_worker_finishes_its_handlers_and_gives_back_what_has_not_started(
+    app: ff.App, lane: str
+) -> None:
     gate, ran = asyncio.Event(), list[int]()
 
     @app.task(lane=lane)
@@ -125,7 +127,9 @@ async def test_a_second_stop_does_not_wait_for_handlers(app: ff.App, lane: str) 
         assert (await job.status()).state == "waiting"
 
 
-async def test_a_handler_that_does_not_stop_is_not_handed_back(app: ff.App, lane: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_handler_that_does_not_stop_is_not_handed_back(
+    app: ff.App, lane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Handing it back would make two of it run at once; its lease ends instead."""
     monkeypatch.setattr("ffsdk.worker.CANCEL_WAIT_S", 0.05)
     started, release = threading.Event(), threading.Event()
@@ -166,7 +170,9 @@ async def test_the_lifespan_is_closed_after_the_last_handler(app: ff.App, lane: 
     assert events == ["open", "done with db", "closed"]
 
 
-@pytest.mark.parametrize(("numbers", "grace"), [((signal.SIGTERM,), 0), ((signal.SIGINT,), 0), ((signal.SIGTERM, signal.SIGINT), 3600)])
+@pytest.mark.parametrize(
+    ("numbers", "grace"), [((signal.SIGTERM,), 0), ((signal.SIGINT,), 0), ((signal.SIGTERM, signal.SIGINT), 3600)]
+)
 async def test_a_signal_drains_a_worker_process_and_a_second_one_does_not_wait(
     app: ff.App, url: str, tmp_path: Path, numbers: tuple[signal.Signals, ...], grace: int
 ) -> None:

@@ -1,5 +1,5 @@
 """What the tests of the worker share: tasks at the top of a module, which child processes can import, and a way to run
-a worker for the length of a block. Run as a program it is a worker: ``python -m tests.integration.worker_app URL LANE GRACE``."""
+a worker for the length of a block. As a program, with URL, LANE and GRACE as arguments, it is a worker."""
 
 from __future__ import annotations
 

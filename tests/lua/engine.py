@@ -305,7 +305,8 @@ def states_of(answer: Iterable[Any]) -> list[str]:
 OPERATOR = c.CancelSource("operator_override")
 Calls = Callable[..., Awaitable[Any]]
 __all__ = [
-    "OPERATOR", "P0", "P1", "START_MS", "TTL", "W0", "Calls", "Ear", "Engine", "EngineError", "cancel", "completion", "delay",
+    "OPERATOR", "P0", "P1", "START_MS", "TTL", "W0", "Calls", "Ear", "Engine", "EngineError", "cancel", "completion",
+    "delay",
     "failure", "fence", "force", "library_of", "missing", "open_engine", "progress", "renewal", "retries", "revoke",
     "states_of", "timeouts", "unclaim", "wire",
 ]  # fmt: skip

@@ -28,21 +28,34 @@ _PARTS = {
 
 
 @cache
-def key_patterns() -> dict[str, re.Pattern[str]]:
-    """Each name of `lua/shared/keys.lua` and the keys it makes. A part this does not know is an error, so that a
-    new kind of key is looked at here."""
+def _key_parts() -> dict[str, list[str]]:
+    """Each name of `lua/shared/keys.lua` that makes a key, and the expressions it joins after the partition's."""
     text = (lua_root() / "shared/keys.lua").read_text()
-    found: dict[str, re.Pattern[str]] = {}
+    found: dict[str, list[str]] = {}
     for name, body in re.findall(r"^function keys\.(\w+)\(.*?\)\s*return (.*?) end", text, re.M):
-        if name.endswith("_channel") or name in {"tag_of", "absent"}:
-            continue
-        first, *rest = [part.strip() for part in body.split("..")]
-        assert first == "p.key", f"keys.{name} does not start with the partition's key"
-        out = r"ff:(?P<partition>\{(?:fp|b|q|w):\d+\})"
-        for part in rest:
-            out += re.escape(part[1:-1]) if part.startswith('"') else _PARTS[part]
-        found[name] = re.compile(out)
+        if not name.endswith("_channel") and name not in {"tag_of", "absent"}:
+            first, *found[name] = [part.strip() for part in body.split("..")]
+            assert first == "p.key", f"keys.{name} does not start with the partition's key"
     return found
+
+
+def _joined(parts: list[str], known: dict[str, str], literal: Callable[[str], str]) -> str:
+    return "".join(literal(part[1:-1]) if part.startswith('"') else known[part] for part in parts)
+
+
+@cache
+def key_patterns() -> dict[str, re.Pattern[str]]:
+    """The keys of each kind. A part this does not know is an error, so that a new kind of key is looked at here."""
+    head = r"ff:(?P<partition>\{(?:fp|b|q|w):\d+\})"
+    return {name: re.compile(head + _joined(parts, _PARTS, re.escape)) for name, parts in _key_parts().items()}
+
+
+def key_samples() -> dict[str, str]:
+    """One key of each kind."""
+    uuid = "00000000-0000-8000-8000-000000000abc"
+    known = {"id": uuid, "lane": "1", "cap": "-", "state": "ready", "band": "100", "string.sub(id, -3)": "abc",
+             "redis.sha1hex(id)": "0" * 40}  # fmt: skip
+    return {name: "ff:{fp:0}" + _joined(parts, known, str) for name, parts in _key_parts().items()}
 
 
 @cache
@@ -105,7 +118,7 @@ async def read_store(command: Command) -> Store:
     for name in names:
         if await command("PTTL", name) != -1:
             expiring.append(name)
-        match (await command("TYPE", name)):
+        match await command("TYPE", name):
             case b"hash" | "hash":
                 raw = _pairs(await command("HGETALL", name))
                 values[name] = {k.decode(errors="surrogateescape"): v.decode(errors="surrogateescape") for k, v in raw}
@@ -143,7 +156,9 @@ def violations(store: Store) -> list[str]:
     """What is wrong with a store; nothing, if the engine is right."""
     out = [f"{key} carries a TTL" for key in store.expiring]
     partitions = {
-        key[3:]: _Partition(key[3:], value) for key, value in store.values.items() if re.fullmatch(r"ff:\{\w+:\d+\}", key)
+        key[3:]: _Partition(key[3:], value)
+        for key, value in store.values.items()
+        if re.fullmatch(r"ff:\{\w+:\d+\}", key)
     }
     for key, value in store.values.items():
         if key in PERMANENT or key[3:] in partitions:
@@ -215,7 +230,7 @@ def _check_record(p: _Partition, id: str, x: dict[str, str]) -> Iterator[str]:
         yield f"is in {sorted(places)} and should be in {where}"
     elif score is not None and places[where] != score:
         yield f"has score {places[where]:.0f} in {where}, its record says {score}"
-    wanted = {kind: None for kind in ("delay", "grant", "deadline", "cancel_grace")} | {"unknown_task": None}
+    wanted = dict.fromkeys(("delay", "grant", "deadline", "cancel_grace")) | {"unknown_task": None}
     if timer_of(state):
         wanted[timer_of(state) or ""] = x["at"]  # type: ignore[assignment]
     if not terminal(state) and "deadline_at" in x:
@@ -242,7 +257,11 @@ def _check_record(p: _Partition, id: str, x: dict[str, str]) -> Iterator[str]:
 
 
 def _check_members(p: _Partition, records: dict[str, dict[str, str]], lanes: dict[str, str]) -> Iterator[str]:
-    holders: list[tuple[str, Any]] = [("leases", p.one("leases")), ("held", p.one("held")), ("unknown", p.one("unknown"))]
+    holders: list[tuple[str, Any]] = [
+        ("leases", p.one("leases")),
+        ("held", p.one("held")),
+        ("unknown", p.one("unknown")),
+    ]
     holders += [(f"queue {key}", zset) for key, zset in p.by("queue", "lane", "cap").items()]
     holders += [(f"index {key}", zset) for key, zset in p.by("index", "lane", "state").items()]
     for name, zset in holders:
@@ -270,7 +289,9 @@ def _check_members(p: _Partition, records: dict[str, dict[str, str]], lanes: dic
         if int(p.header.get(f"a{number}", "0")) != running[number]:
             yield f"lane {lanes[number]} counts {p.header.get(f'a{number}')} running, there are {running[number]}"
         if f"y{number}" in p.header:
-            kept = sum(int(x.get("size", "0")) for x in records.values() if x["lane"] == number and terminal(x["state"]))
+            kept = sum(
+                int(x.get("size", "0")) for x in records.values() if x["lane"] == number and terminal(x["state"])
+            )
             if int(p.header[f"y{number}"]) != kept:
                 yield f"lane {lanes[number]} counts {p.header[f'y{number}']} bytes kept, there are {kept}"
     for bucket in p.by("tombs", "bucket"):

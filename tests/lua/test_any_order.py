@@ -15,7 +15,20 @@ from ffcore import limits
 from ffcore.errors import EngineError, Rejected
 from ffcore.policy import FixedBackoff, RetryPolicy
 from tests.lua.engine import (
-    OPERATOR, P0, TTL, Engine, cancel, completion, delay, failure, progress, renewal, revoke, timeouts, unclaim, wire,
+    OPERATOR,
+    P0,
+    TTL,
+    Engine,
+    cancel,
+    completion,
+    delay,
+    failure,
+    progress,
+    renewal,
+    revoke,
+    timeouts,
+    unclaim,
+    wire,
 )  # fmt: skip
 from tests.lua.test_block import block, route, unblock
 from tests.lua.test_claim import finishing, needs, sets_of
@@ -48,18 +61,23 @@ class Walk:
         lane = rng.choice(["a", "b"])
         job = rng.choice(self.jobs[-6:]) if self.jobs else None
         calls: list[Any] = [
-            cancel(id, rng.choice(["flow_cascade", "operator_override"]), grace_ms=rng.choice([None, 0, 3_000])), revoke(id),
-            block(id, rng.choice(["paused_by_operator", "waiting_for_capable_worker"])), unblock(id), route(id), issue(id),
+            cancel(id, rng.choice(["flow_cascade", "operator_override"]), grace_ms=rng.choice([None, 0, 3_000])),
+            revoke(id),
+            block(id, rng.choice(["paused_by_operator", "waiting_for_capable_worker"])), unblock(id), route(id),
+            issue(id),
             claim(id, expected_attempt_index=rng.randrange(3), lease_id=f"L{rng.randrange(9)}"),
             resume(id, current_attempt_index=rng.randrange(2), lease_id=f"L{rng.randrange(9)}"), reissue(id),
             reclaim(id, current_attempt_index=rng.randrange(3), max_reclaim_count=rng.choice([None, 0])),
             for_worker(lane_id=lane, worker_capabilities=frozenset({"gpu"})), c.ReplayExecutionArgs(execution_id=id),
             reprioritise(id, rng.randrange(-2, 3), ""), c.HoldArgs(partition=P0, what=rng.choice(WHAT), reason=""),
-            c.ReleaseArgs(partition=P0, what=rng.choice(WHAT)), c.ExpireExecutionArgs(execution_id=id, expire_reason="late"),
-            c.SetExecutionTagsArgs(execution_id=id, tags={"a.b": rng.choice(["c", ""])}), waiting([id], rng.choice("xyz")),
+            c.ReleaseArgs(partition=P0, what=rng.choice(WHAT)), c.ExpireExecutionArgs(execution_id=id,
+            expire_reason="late"),
+            c.SetExecutionTagsArgs(execution_id=id, tags={"a.b": rng.choice(["c", ""])}), waiting([id],
+            rng.choice("xyz")),
             c.MarkLeaseExpiredArgs(execution_id=id), c.AnnounceTasksArgs(partition=P0, tasks=["send@1"]),
-            c.SetLaneStateArgs(partition=P0, lane_id=lane, state=rng.choice(["active", "active", "paused", "draining"])),  # type: ignore[arg-type]
-            c.SetLaneRetentionArgs(partition=P0, lane_id=lane, age_ms=rng.choice([0, 70_000]), count=rng.randrange(3),  # type: ignore[arg-type]
+            c.SetLaneStateArgs(partition=P0, lane_id=lane, state=rng.choice(LANE_STATES)),  # type: ignore[arg-type]
+            c.SetLaneRetentionArgs(partition=P0, lane_id=lane, age_ms=rng.choice([0, 70_000]),  # type: ignore[arg-type]
+                                   count=rng.randrange(3),
                                    bytes=rng.choice([0, 20])),
             c.PurgeArgs(partition=P0, lane_id=lane, outcome=rng.choice(["completed", "failed", "cancelled"]), limit=2,
                         before_ms=engine.now),  # type: ignore[arg-type]
@@ -73,7 +91,8 @@ class Walk:
         return rng.choice(calls)
 
     def claiming(self, lane: str) -> c.ClaimBatchArgs:
-        return self.engine.claiming(self.rng.randrange(1, 4), lanes=[lane], capability_sets=self.sets, lease_ttl_ms=TTL // 10,
+        return self.engine.claiming(self.rng.randrange(1, 4), lanes=[lane], capability_sets=self.sets,
+        lease_ttl_ms=TTL // 10,
                                     park="w1")  # fmt: skip
 
     sets: list[str] = []
@@ -109,6 +128,7 @@ class Walk:
             self.jobs += getattr(answer, "jobs", None) or getattr(getattr(answer, "claimed", None), "jobs", [])
 
 
+LANE_STATES = ["active", "active", "paused", "draining"]
 WHAT = ["task:send", "task:scan", "tag:a.b=c"]
 
 
@@ -143,5 +163,7 @@ async def test_whatever_happened_everything_can_be_drained(engine: Engine, seed:
         jobs = await engine.claim(200, lanes=["a", "b"], capability_sets=sets)
         rows = [c.Completion(job.execution_id, wire(job), b"r") for job in jobs]
         await engine.call(finishing([], engine.claiming(0), items=rows))
-    page = await engine.call(c.ListExecutionsArgs(partition=P0, states=["ready", "granted", "delayed", "blocked", "active"]))
+    page = await engine.call(
+        c.ListExecutionsArgs(partition=P0, states=["ready", "granted", "delayed", "blocked", "active"])
+    )
     assert page.items == [], f"seed {seed}: {page.items}"

@@ -21,7 +21,9 @@ def unblock(id: Any, expected: str | None = None) -> c.UnblockExecutionArgs:
 
 
 def route(id: Any, reason: str = "waiting_for_locality_match") -> c.BlockRouteArgs:
-    return c.BlockRouteArgs(execution_id=id, lane_id="mail", partition=P0, reason_code=reason, reason_detail="no worker in eu")
+    return c.BlockRouteArgs(
+        execution_id=id, lane_id="mail", partition=P0, reason_code=reason, reason_detail="no worker in eu"
+    )
 
 
 @pytest.mark.parametrize("reason", sorted(REASONS["blocked"]))

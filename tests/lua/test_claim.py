@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import ffcore.contracts as c
 from ffcore import limits
 from ffcore.policy import RoutingRequirements
 from tests.lua import invariants
-from tests.lua.engine import P0, P1, START_MS, TTL, Engine, cancel, delay, progress, revoke, unclaim, wire
+from tests.lua.engine import P0, P1, START_MS, TTL, Engine, cancel, progress, revoke, unclaim, wire
 
 NEEDS_GPU = {"routing_requirements": RoutingRequirements(required_capabilities=frozenset({"gpu"}))}
 
@@ -41,8 +39,19 @@ async def test_a_claimed_job_carries_all_a_worker_needs(engine: Engine) -> None:
     await engine.advance(10)
     (job,) = await engine.claim(n=4)
     assert (job.execution_id, job.lease_id, job.attempt_id, job.attempt_index) == (id, "w1.s0.4.0", "w1.s0.4.0", 0)
-    assert (job.attempt_type, job.lease_expires_at, job.task, job.version) == ("initial", START_MS + 10 + TTL, "send", 2)
-    assert (job.payload, job.payload_encoding, job.lane_id, job.namespace, job.priority) == (b"hello", "json", "mail", "n", 5)
+    assert (job.attempt_type, job.lease_expires_at, job.task, job.version) == (
+        "initial",
+        START_MS + 10 + TTL,
+        "send",
+        2,
+    )
+    assert (job.payload, job.payload_encoding, job.lane_id, job.namespace, job.priority) == (
+        b"hello",
+        "json",
+        "mail",
+        "n",
+        5,
+    )
     assert (job.created_at, job.deadline_at, job.retries, job.crashes, job.run) == (START_MS, 0, 0, 0, 0)
     assert (job.cancel_requested, job.tags, job.lease_epoch) == (False, ["a.b", "c"], START_MS + 10)
 
@@ -84,178 +93,6 @@ async def test_one_answer_carries_a_bounded_number_of_bytes(engine: Engine) -> N
     answer = await engine.call(engine.claiming(4))
     assert (len(answer.jobs), answer.again) == (limits.CLAIM_BYTES // limits.PAYLOAD_BYTES, True)
     assert len(await engine.claim(4)) == 2
-
-
-# ---- order -------------------------------------------------------------------------------------------
-
-
-async def test_higher_bands_come_first_and_each_is_first_in_first_out(engine: Engine) -> None:
-    wanted = [(priority, await engine.submit(priority=priority)) for priority in (0, 100, -100, 0, 7, 7, -100, 100)]
-    order = [id for _, id in sorted(wanted, key=lambda row: -row[0])]
-    assert [job.execution_id for job in await engine.claim(8)] == order
-
-
-async def test_neighbouring_bands_never_mix_however_far_their_turns_are_apart(engine: Engine) -> None:
-    """A score that adds priority and time merges neighbours some day; bands must not, at 2^44 turns."""
-    first = await engine.submit(priority=-1)
-    await engine.command("HSET", f"ff:{P0}", "f1", 16 * (2**40 - 1))
-    last = await engine.submit(priority=0)
-    assert [job.execution_id for job in await engine.claim(2)] == [last, first]
-
-
-async def test_what_only_comes_back_keeps_its_turn_and_what_was_delayed_takes_a_new_one(engine: Engine) -> None:
-    one, two, three = await engine.submit_many(3)
-    (job,) = await engine.claim()
-    await engine.call(unclaim(job))
-    (job,) = await engine.claim()
-    assert job.execution_id == one
-    await engine.call(revoke(one))
-    (job,) = await engine.claim()
-    assert job.execution_id == one
-    await engine.call(delay(job, engine.now))
-    assert [job.execution_id for job in await engine.claim(3)] == [two, three, one]
-
-
-async def test_lanes_take_turns_at_being_first(engine: Engine) -> None:
-    for _ in range(4):
-        await engine.submit(lane_id="a")
-        await engine.submit(lane_id="b")
-    lanes = [(await engine.claim(lanes=["a", "b"], n=n))[0].lane_id for n in range(4)]
-    assert lanes == ["a", "b", "a", "b"]
-
-
-async def test_a_newcomer_waits_one_job_of_each_key_behind_a_flood(engine: Engine) -> None:
-    """A tenant with a thousand jobs must not keep the next tenant's first one waiting."""
-    for _ in range(20):
-        await engine.submit(fairness_key="flood")
-    await engine.claim(5)
-    small = await engine.submit(fairness_key="small")
-    assert small in [job.execution_id for job in await engine.claim(2)]
-
-
-async def test_a_flood_of_newcomers_does_not_overtake_who_waits_in_another_band(engine: Engine) -> None:
-    """A batch that reaches two bands moves virtual time in both; else a newcomer in the first would start at its
-    old value and get a whole flood in before a key that has been served there."""
-    for _ in range(10):
-        await engine.submit(fairness_key="old", priority=1)
-    await engine.submit(fairness_key="old", priority=0)
-    await engine.claim(11)
-    for _ in range(10):
-        await engine.submit(fairness_key="new", priority=1)
-    waiting = await engine.submit(fairness_key="old", priority=1)
-    assert waiting in [job.execution_id for job in await engine.claim(3)]
-
-
-async def test_virtual_time_does_not_fall_when_an_old_turn_comes_back(engine: Engine) -> None:
-    for _ in range(11):
-        await engine.submit(fairness_key="old")
-    jobs = await engine.claim(10)
-    await engine.call(unclaim(jobs[0]))
-    await engine.claim()
-    for _ in range(10):
-        await engine.submit(fairness_key="new")
-    waiting = await engine.submit(fairness_key="old")
-    assert waiting in [job.execution_id for job in await engine.claim(5)]
-
-
-async def test_a_lane_that_starts_with_keys_late_counts_the_rest_as_one_tenant(engine: Engine) -> None:
-    plain = await engine.submit_many(6)
-    keyed = [await engine.submit(fairness_key="k") for _ in range(2)]
-    order = [job.execution_id for job in await engine.claim(8)]
-    assert order.index(keyed[0]) <= 1 and order.index(keyed[1]) <= 3
-    assert [id for id in order if id in plain] == plain
-
-
-UNIT = 16
-Steps = list[tuple[str, int, int]]
-SOME_STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("submit"), st.integers(-1, 1), st.integers(0, 3)),
-        st.tuples(st.just("claim"), st.integers(1, 4), st.just(0)),
-    ),
-    max_size=40,
-)  # fmt: skip
-
-
-class Naive:
-    """The order of a lane, the slow way: start-time fair queueing over plain lists."""
-
-    def __init__(self) -> None:
-        self.ready: list[tuple[int, int, str]] = []
-        self.virtual: dict[int, int] = {}
-        self.finish: dict[tuple[int, int], int] = {}
-        self.turn, self.keyed = 0, False
-
-    def submit(self, id: str, priority: int, key: int) -> None:
-        if key:
-            self.keyed = True
-        if not self.keyed:
-            self.ready.append((-priority, self.turn, id))
-            self.turn += UNIT
-            return
-        if priority not in self.virtual:
-            head = min(self.ready, default=None)
-            self.virtual[priority] = head[1] if head else self.turn
-        virtual = self.virtual[priority]
-        if key:
-            turn = max(virtual, self.finish.get((priority, key), -1))
-            self.finish[priority, key] = turn + UNIT
-        else:
-            turn = max(virtual, self.turn)
-            self.turn = turn + UNIT
-        self.ready.append((-priority, turn, id))
-
-    def claim(self, n: int) -> list[str]:
-        self.ready.sort()
-        got, self.ready = self.ready[:n], self.ready[n:]
-        for band, turn, _ in got if self.keyed else []:
-            self.virtual[-band] = max(self.virtual.get(-band, 0), turn)
-        return [id for _, _, id in got]
-
-
-@settings(
-    max_examples=25, deadline=None, derandomize=True, database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
-@given(steps=SOME_STEPS)
-async def test_the_order_of_a_lane_is_that_of_a_naive_model(engine: Engine, steps: Steps) -> None:
-    """Bands, turns and fairness keys together; ids of equal turns decide by their text."""
-    await engine.fresh()
-    model = Naive()
-    for what, a, b in [*steps, ("claim", 100, 0)]:
-        if what == "submit":
-            id = await engine.submit(priority=a, **({"fairness_key": f"tenant {b}"} if b else {}))
-            model.submit(id, a, b)
-        else:
-            assert [job.execution_id for job in await engine.claim(a)] == model.claim(a)
-
-
-@settings(
-    max_examples=15, deadline=None, derandomize=True, database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
-@given(steps=SOME_STEPS, flood=st.integers(1, 3))
-async def test_no_key_waits_longer_than_a_round_behind_a_flood(engine: Engine, steps: Steps, flood: int) -> None:
-    """From the moment a job is first of its key, at most two jobs of any other key go before it."""
-    await engine.fresh()
-    key_of: dict[str, int] = {}
-    waiting: list[str] = []
-    for what, a, b in steps:
-        if what == "submit":
-            for _ in range(5 if b == flood else 1):
-                id = await engine.submit(fairness_key=f"tenant {b}")
-                key_of[id] = b
-                waiting.append(id)
-        else:
-            taken = {job.execution_id for job in await engine.claim(a)}
-            waiting = [id for id in waiting if id not in taken]
-    first = {key: next(id for id in waiting if key_of[id] == key) for key in {key_of[id] for id in waiting}}
-    order = [job.execution_id for job in await engine.claim(200)]
-    assert sorted(order) == sorted(waiting)
-    for key, id in first.items():
-        before = [key_of[other] for other in order[: order.index(id)]]
-        assert key not in before
-        assert all(before.count(other) <= 2 for other in set(before)), (key, before)
 
 
 # ---- capability sets ---------------------------------------------------------------------------------
@@ -425,7 +262,8 @@ async def test_completions_and_a_claim_travel_together_each_answered_on_its_own(
     order = finishing(jobs, engine.claiming(5), items=[big, *order.items, bad])
     answer = await engine.call(order)
     assert [(i.state, i.detail) for i in answer.items] == [
-        ("error", "payload_too_large"), ("completed", "completed"), ("replayed", "completed"), ("error", "lease_revoked"),
+        ("error", "payload_too_large"), ("completed", "completed"), ("replayed", "completed"), ("error",
+        "lease_revoked"),
         ("error", "terminal"), ("error", "invalid_input"),
     ]  # fmt: skip
     assert len(answer.claimed.jobs) == 2
@@ -470,125 +308,6 @@ async def test_a_job_past_its_deadline_is_not_started(engine: Engine) -> None:
     assert {await engine.state(id) for id in ids} == {"expired"}
 
 
-# ---- bells -------------------------------------------------------------------------------------------
-
-
-async def parked_workers(engine: Engine, *names: str, **options: Any) -> None:
-    for name in names:
-        answer = await engine.call(engine.claiming(1, worker_instance_id=name, park=name, **options))
-        assert answer.parked and answer.jobs == []
-        await engine.advance(1)
-
-
-def channels(engine: Engine, *names: str) -> list[str]:
-    return [engine.backend.worker_channel(P0, name) for name in names]
-
-
-async def test_a_batch_rings_as_many_workers_as_there_are_jobs_and_no_more(engine: Engine) -> None:
-    await parked_workers(engine, "a", "b", "c")
-    ear = await engine.listen(*channels(engine, "a", "b", "c"))
-    await engine.submit_many(2)
-    assert sorted(await ear.heard()) == [("b", "work"), ("c", "work")]
-    await engine.submit_many(5)
-    assert await ear.heard() == [("a", "work")]
-    await engine.submit_many(5)
-    assert await ear.heard() == [], "nobody is parked any more"
-
-
-async def test_every_way_of_becoming_claimable_rings(engine: Engine) -> None:
-    ear = await engine.listen(*channels(engine, "a"))
-
-    async def rings(step: Any) -> None:
-        await parked_workers(engine, "a")
-        await step
-        assert await ear.heard() == [("a", "work")]
-
-    await rings(engine.submit())
-    (job,) = await engine.claim()
-    await rings(engine.call(unclaim(job)))
-    (job,) = await engine.claim()
-    await rings(engine.call(revoke(job.execution_id)))
-    (job,) = await engine.claim()
-    await engine.call(delay(job, engine.now + 50))
-    await parked_workers(engine, "a")
-    await engine.advance(50)
-    await engine.tick()
-    assert await ear.heard() == [("a", "work")]
-    (job,) = await engine.claim()
-    await parked_workers(engine, "a")
-    await engine.pass_time(TTL + 1_000)
-    assert await engine.state(job.execution_id) == "reclaimable"
-
-
-async def test_a_worker_that_leases_leaves_the_parking(engine: Engine) -> None:
-    await parked_workers(engine, "a")
-    await engine.submit()
-    await parked_workers(engine, "a", lanes=["other"])
-    await engine.claim(worker_instance_id="a", park="a", lanes=["mail", "other"])
-    assert [k for k in await engine.command("KEYS", "*:park:*")] == []
-
-
-async def test_a_park_that_has_lapsed_rings_nobody(engine: Engine) -> None:
-    await parked_workers(engine, "a")
-    ear = await engine.listen(*channels(engine, "a"))
-    await engine.advance(limits.PARK_MS + 1_001)
-    await engine.submit()
-    assert await ear.heard() == []
-
-
-async def test_workers_that_died_parked_are_swept_by_those_who_park(engine: Engine) -> None:
-    await parked_workers(engine, "dead")
-    await engine.advance(limits.PARK_MS + 2_000)
-    await parked_workers(engine, "alive")
-    assert await engine.command("ZRANGE", f"ff:{P0}:park:1:-", 0, -1) == [b"alive"]
-
-
-async def test_a_job_rings_only_workers_that_can_serve_it(engine: Engine) -> None:
-    await engine.submit(policy=needs("gpu"))
-    gpu = (await sets_of(engine))["gpu"]
-    await engine.claim(capability_sets=[gpu])
-    await parked_workers(engine, "plain")
-    await parked_workers(engine, "gpu", capability_sets=[gpu])
-    ear = await engine.listen(*channels(engine, "plain", "gpu"))
-    await engine.submit(policy=needs("gpu"))
-    assert await ear.heard() == [("gpu", "work")]
-
-
-async def test_a_set_nobody_knew_wakes_idle_workers_to_read_the_table(engine: Engine) -> None:
-    await parked_workers(engine, "a", "b")
-    ear = await engine.listen(*channels(engine, "a", "b"))
-    await engine.submit(policy=needs("gpu"))
-    assert sorted(await ear.heard()) == [("a", "work"), ("b", "work")]
-
-
-async def test_the_first_job_of_a_lane_rings_who_waited_for_it(engine: Engine) -> None:
-    await parked_workers(engine, "a", lanes=["new"])
-    ear = await engine.listen(*channels(engine, "a"))
-    await engine.submit(lane_id="new")
-    assert await ear.heard() == [("a", "work")]
-
-
-async def test_a_bell_is_passed_on_while_there_is_work(engine: Engine) -> None:
-    await engine.submit_many(1)
-    await engine.call(engine.claiming(1, worker_instance_id="x", lanes=["other"], park="x"))
-    await engine.submit(lane_id="other")
-    passing = c.PassBellArgs(partition=P0, lanes=["mail", "other", "none"], capability_sets=["0" * 12])
-    await engine.command("ZADD", f"ff:{P0}:park:1:-", START_MS + 5_000, "b")
-    ear = await engine.listen(*channels(engine, "b"))
-    assert isinstance(await engine.call(passing), c.BellPassed)
-    assert await ear.heard() == [("b", "work")]
-    await engine.claim()
-    await engine.command("ZADD", f"ff:{P0}:park:1:-", START_MS + 5_000, "b")
-    await engine.call(passing)
-    assert await ear.heard() == []
-
-
-@pytest.mark.parametrize("field", ["lanes", "capability_sets"])
-async def test_a_bell_for_queues_that_cannot_be_is_refused(engine: Engine, field: str) -> None:
-    passing = c.PassBellArgs(partition=P0, lanes=["mail"], capability_sets=[])
-    assert await engine.refused("invalid_input", passing, **{field: ["a b"]}) == field
-
-
 # ---- bad input ---------------------------------------------------------------------------------------
 
 
@@ -598,7 +317,8 @@ async def test_a_bell_for_queues_that_cannot_be_is_refused(engine: Engine, field
         ("limit", -1), ("limit", limits.ROWS_N + 1), ("lease_ttl_ms", limits.LEASE_TTL_MIN_MS - 1),
         ("lease_ttl_ms", limits.LEASE_TTL_MAX_MS + 1), ("worker_instance_id", ""), ("worker_instance_id", "a b"),
         ("worker_instance_id", "x" * 41), ("claim_id", "w2.s0.1"), ("claim_id", "w1.1"), ("claim_id", "w1.s0.x"),
-        ("claim_id", "w1.s0." + "1" * 60), ("lanes", []), ("lanes", {}), ("lanes", ["x"] * 65), ("lanes", [7]), ("lanes", ["a b"]),
+        ("claim_id", "w1.s0." + "1" * 60), ("lanes", []), ("lanes", {}), ("lanes", ["x"] * 65), ("lanes", [7]),
+        ("lanes", ["a b"]),
         ("lanes", ["#1"]), ("lanes", [""]), ("lanes", [None]), ("capability_sets", 7), ("capability_sets", ["-"]),
         ("capability_sets", ["x:timers"]), ("capability_sets", [["a"]]), ("capability_sets", [None]), ("park", "a b"),
         ("park", "x" * 41),

@@ -22,7 +22,8 @@ def fcall(function: str, keys: tuple[str, ...], *argv: Any) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize(
     "keys",
-    [(), PAIR[:1], (*PAIR, *PAIR), (*PAIR, PAIR[0]), (PAIR[1], PAIR[0]), (PAIR[0], PAIR[0]), (PAIR[0], f"ff:{P1}:absent"),
+    [(), PAIR[:1], (*PAIR, *PAIR), (*PAIR, PAIR[0]), (PAIR[1], PAIR[0]), (PAIR[0], PAIR[0]), (PAIR[0],
+    f"ff:{P1}:absent"),
      ("ff:{fp:0", "ff:{fp:0:absent"), ("xx:{fp:0}", "xx:{fp:0}:absent"), ("ff:{fp:x}", "ff:{fp:x}:absent"),
      ("ff:{fp:0}x", "ff:{fp:0}x:absent")],
 )  # fmt: skip
@@ -43,16 +44,20 @@ async def test_a_wrong_number_of_arguments_is_refused(engine: Engine, argv: tupl
 @pytest.mark.parametrize(
     ("at", "value", "said"),
     [
-        (0, "", "execution_id"), (0, ID[:-1], "execution_id"), (0, ID + "0", "execution_id"), (0, ID.replace("fp:0", "fp:1"), "execution_id"),
+        (0, "", "execution_id"), (0, ID[:-1], "execution_id"), (0, ID + "0", "execution_id"), (0, ID.replace("fp:0",
+        "fp:1"), "execution_id"),
         (0, ID[:-4] + "{x}y", "execution_id"), (0, ID[:-2] + "\n0", "execution_id"), (0, ID[:-1] + "g", "execution_id"),
         (0, f"{P0}:../../etc/passwd/000000000000000000", "execution_id"), (0, ID[7:], "execution_id"),
         (1, "", "attempt_index"), (1, "x", "attempt_index"), (1, "1.5", "attempt_index"), (1, "1e3", "attempt_index"),
-        (1, "0x10", "attempt_index"), (1, " 1", "attempt_index"), (1, "--1", "attempt_index"), (1, "9007199254740992", "attempt_index"),
+        (1, "0x10", "attempt_index"), (1, " 1", "attempt_index"), (1, "--1", "attempt_index"), (1, "9007199254740992",
+        "attempt_index"),
         (1, "9" * 30, "attempt_index"), (1, "nan", "attempt_index"), (2, "a 1 b", "fence"), (2, "=a", "fence"),
         (2, "=", "fence"), (3, "-", "lease_ttl_ms"),
     ],
 )  # fmt: skip
-async def test_an_argument_that_cannot_be_read_is_refused_by_name(engine: Engine, at: int, value: Any, said: str) -> None:
+async def test_an_argument_that_cannot_be_read_is_refused_by_name(
+    engine: Engine, at: int, value: Any, said: str
+) -> None:
     argv = list(RENEW)
     argv[at] = value
     assert said in await engine.bug(*fcall("ff_renew_lease", PAIR, *argv))
@@ -109,7 +114,11 @@ async def test_a_bad_value_in_a_row_costs_only_that_row(engine: Engine) -> None:
     job = await engine.running()
     rows = (job.execution_id, f"{job.lease_id} {job.lease_epoch} {job.attempt_id}", ID[:-1], "a 1 b", ID, "nothing")
     answer = await engine.raw("ff_renew_many", P0, 30_000, 3, *rows)
-    assert [item[:2] for item in answer[2]] == [[b"renewed", b""], [b"error", b"invalid_input"], [b"error", b"invalid_input"]]
+    assert [item[:2] for item in answer[2]] == [
+        [b"renewed", b""],
+        [b"error", b"invalid_input"],
+        [b"error", b"invalid_input"],
+    ]
 
 
 # ---- many partitions, and none -----------------------------------------------------------------------

@@ -49,7 +49,7 @@ async def test_a_cursor_older_than_what_was_trimmed_is_refused_never_skipped(eng
     for n in range(limits.EVENTS_N // 64):
         await engine.backend.call_all([])
         for m in range(64):
-            engine.backend._calls.call("XADD", f"ff:{P0}:ev", f"{1_000 + n}-{m}", "e", "x")  # pyright: ignore
+            engine.backend._calls.call("XADD", f"ff:{P0}:ev", f"{1_000 + n}-{m}", "e", "x")
     await engine.command("PING")
     assert await engine.refused("cursor_expired", c.ReadEventsArgs(partition=P0, after="999-0")) == "1000-0"
     assert len(await feed(engine, after="1000-0", limit=5)) == 5
@@ -59,12 +59,14 @@ async def test_a_cursor_older_than_what_was_trimmed_is_refused_never_skipped(eng
 async def test_the_feed_is_bounded(engine: Engine) -> None:
     for n in range(limits.EVENTS_N // 64 + 8):
         for m in range(64):
-            engine.backend._calls.call("XADD", f"ff:{P0}:ev", f"{1_000 + n}-{m}", "e", "x")  # pyright: ignore
+            engine.backend._calls.call("XADD", f"ff:{P0}:ev", f"{1_000 + n}-{m}", "e", "x")
     await engine.submit()
     assert await engine.command("XLEN", f"ff:{P0}:ev") < limits.EVENTS_N + 200
 
 
-@pytest.mark.parametrize(("field", "value"), [("limit", 0), ("limit", 1_001), ("after", ""), ("after", "x"), ("after", "1")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("limit", 0), ("limit", 1_001), ("after", ""), ("after", "x"), ("after", "1")]
+)
 async def test_bad_input_to_the_feed_is_refused(engine: Engine, field: str, value: Any) -> None:
     assert await engine.refused("invalid_input", c.ReadEventsArgs(partition=P0), **{field: value}) == field
 
@@ -84,7 +86,9 @@ async def test_the_history_of_one_execution_is_picked_from_the_feed(engine: Engi
     assert (again.entries, again.cursor) == ([], rest.cursor), "at the end a cursor stays where it is"
 
 
-@pytest.mark.parametrize(("field", "value"), [("limit", 0), ("limit", 1_001), ("after", ""), ("after", "x"), ("after", "+")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("limit", 0), ("limit", 1_001), ("after", ""), ("after", "x"), ("after", "+")]
+)
 async def test_bad_input_to_a_history_is_refused(engine: Engine, field: str, value: Any) -> None:
     asking = c.ExecutionHistoryArgs(execution_id=await engine.submit())
     assert await engine.refused("invalid_input", asking, **{field: value}) == field

@@ -10,4 +10,6 @@ def test_every_outcome_and_refusal_was_seen(signatures: dict[str, tuple[set[str]
     does not belong in the signature."""
     declared = {(name, word) for name, (returns, errors) in signatures.items() for word in returns | errors}
     missing = sorted(declared - Binding.seen)
-    assert not missing, f"{len(missing)} of {len(declared)} never seen: " + ", ".join(" ".join(pair) for pair in missing)
+    assert not missing, f"{len(missing)} of {len(declared)} never seen: " + ", ".join(
+        " ".join(pair) for pair in missing
+    )

@@ -8,9 +8,9 @@ import pytest
 
 import ffcore.contracts as c
 from ffcore import limits
+from ffcore.errors import StoreFull
 from ffcore.policy import RoutingRequirements
 from ffcore.states import PublicState
-from ffcore.errors import StoreFull
 from ffcore.wire import pack_pairs
 from tests.lua.conftest import servers_that_can
 from tests.lua.engine import P0, START_MS, Engine, cancel, missing, timeouts
@@ -18,10 +18,20 @@ from tests.lua.engine import P0, START_MS, Engine, cancel, missing, timeouts
 
 async def test_a_created_execution_waits_with_everything_it_was_given(engine: Engine) -> None:
     id = await engine.submit(
-        namespace="shop", priority=7, creator_identity="dana", tags={"shop.tenant": "a b"}, version=3, payload_encoding="msgpack"
+        namespace="shop",
+        priority=7,
+        creator_identity="dana",
+        tags={"shop.tenant": "a b"},
+        version=3,
+        payload_encoding="msgpack",
     )
     x = await engine.read(id, "payload")
-    assert (x.fields["state"], x.fields["next"], x.fields["priority"], x.fields["version"]) == ("ready", "initial", "7", "3")
+    assert (x.fields["state"], x.fields["next"], x.fields["priority"], x.fields["version"]) == (
+        "ready",
+        "initial",
+        "7",
+        "3",
+    )
     assert (x.fields["namespace"], x.fields["payload_encoding"], x.texts["creator"]) == ("shop", "msgpack", "dana")
     assert (x.lane_id, x.tags, x.payload) == ("mail", {"shop.tenant": "a b"}, b"hello")
     assert x.fields["created_at"] == str(START_MS)
@@ -45,7 +55,10 @@ async def test_the_same_create_again_is_a_duplicate_in_every_state(engine: Engin
 
 async def test_another_request_under_the_same_id_is_a_conflict_and_changes_nothing(engine: Engine) -> None:
     id = await engine.submit()
-    assert await engine.refused("idempotency_conflict", engine.creation(id, digest=b"e" * 16, input_payload=b"other")) == id
+    assert (
+        await engine.refused("idempotency_conflict", engine.creation(id, digest=b"e" * 16, input_payload=b"other"))
+        == id
+    )
     assert (await engine.read(id, "payload")).payload == b"hello"
 
 
@@ -104,12 +117,15 @@ async def test_the_policy_gives_priority_delay_and_deadline_where_the_call_does_
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("lane_id", "", "lane_id"), ("lane_id", "a b", "lane_id"), ("lane_id", "{x}", "lane_id"), ("lane_id", "#1", "lane_id"),
-        ("lane_id", "x" * 129, "lane_id"), ("execution_kind", "", "execution_kind"), ("execution_kind", "a\n", "execution_kind"),
+        ("lane_id", "", "lane_id"), ("lane_id", "a b", "lane_id"), ("lane_id", "{x}", "lane_id"), ("lane_id", "#1",
+        "lane_id"),
+        ("lane_id", "x" * 129, "lane_id"), ("execution_kind", "", "execution_kind"), ("execution_kind", "a\n",
+        "execution_kind"),
         ("namespace", "", "namespace"), ("namespace", "a}b", "namespace"), ("priority", 101, "priority"),
         ("priority", -101, "priority"), ("creator_identity", "x" * 257, "creator_identity"), ("version", 0, "version"),
         ("version", 10**10, "version"), ("delay_until", -1, "delay_until"), ("delay_until", 2**52, "delay_until"),
-        ("execution_deadline_at", -1, "execution_deadline_at"), ("execution_deadline_at", 2**52, "execution_deadline_at"),
+        ("execution_deadline_at", -1, "execution_deadline_at"), ("execution_deadline_at", 2**52,
+        "execution_deadline_at"),
         ("digest", b"", "digest"), ("digest", b"d" * 33, "digest"), ("payload_encoding", "x" * 129, "payload_encoding"),
     ],
 )  # fmt: skip
@@ -142,8 +158,10 @@ async def test_a_tag_value_that_is_too_long_is_refused_and_any_text_survives(eng
 @pytest.mark.parametrize(
     "policy",
     [
-        "", "nonsense", "7", '"x"', '{"priority":"high"}', '{"max_reclaim_count":"many"}', '{"retry_policy":{"max_retries":{}}}',
-        '{"lease_ms":1}', '{"lease_ms":1e99}', '{"timeout_policy":{"attempt_timeout_ms":-5}}', '{"dedup_window_ms":1.5}',
+        "", "nonsense", "7", '"x"', '{"priority":"high"}', '{"max_reclaim_count":"many"}',
+        '{"retry_policy":{"max_retries":{}}}',
+        '{"lease_ms":1}', '{"lease_ms":1e99}', '{"timeout_policy":{"attempt_timeout_ms":-5}}',
+        '{"dedup_window_ms":1.5}',
         '{"retry_policy":{"backoff":{"type":"fixed","delay_ms":"x"}}}', '{"retry_policy":{"retryable_categories":7}}',
         '{"retry_policy":{"backoff":7}}',
     ],
@@ -170,7 +188,9 @@ async def test_capabilities_that_no_worker_can_have_are_refused(engine: Engine, 
 
 
 async def test_create_refuses_capabilities_and_sizes_alone(engine: Engine) -> None:
-    creation = engine.creation(policy={"routing_requirements": RoutingRequirements(required_capabilities=frozenset({"gpu"}))})
+    creation = engine.creation(
+        policy={"routing_requirements": RoutingRequirements(required_capabilities=frozenset({"gpu"}))}
+    )
     from tests.lua.engine import force
 
     force(creation.policy.routing_requirements, required_capabilities=["a b"])
@@ -230,7 +250,8 @@ async def test_each_row_of_a_batch_is_answered_on_its_own(engine: Engine) -> Non
     answer = await engine.call(batch)
     assert [(i.state, i.detail) for i in answer.items] == [
         ("created", "waiting"), ("duplicate", "ready"), ("error", "idempotency_conflict"), ("error", "invalid_input"),
-        ("error", "payload_too_large"), ("error", "invalid_tag_key"), ("error", "invalid_input"), ("created", "waiting"),
+        ("error", "payload_too_large"), ("error", "invalid_tag_key"), ("error", "invalid_input"), ("created",
+        "waiting"),
     ]  # fmt: skip
     again = await engine.call(batch)
     assert [i.state for i in again.items] == ["duplicate", "duplicate", *["error"] * 5, "duplicate"]
@@ -263,7 +284,12 @@ async def test_a_batch_shares_delay_deadline_and_tags_do_not_leak_between_rows(e
     given: dict[str, Any] = {"namespace": "n", "lane_id": "mail", "execution_kind": "send", "creator_identity": ""}
     await engine.call(
         c.CreateManyArgs(
-            partition=P0, items=rows, delay_until=START_MS + 10, execution_deadline_at=START_MS + 99, priority=3, **given
+            partition=P0,
+            items=rows,
+            delay_until=START_MS + 10,
+            execution_deadline_at=START_MS + 99,
+            priority=3,
+            **given,
         )
     )
     first, second = [await engine.read(row.execution_id, "payload") for row in rows]

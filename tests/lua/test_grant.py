@@ -9,7 +9,18 @@ import pytest
 import ffcore.contracts as c
 from ffcore import limits
 from tests.lua.engine import (
-    P0, START_MS, TTL, Engine, cancel, completion, delay, missing, progress, revoke, timeouts, unclaim,
+    P0,
+    START_MS,
+    TTL,
+    Engine,
+    cancel,
+    completion,
+    delay,
+    missing,
+    progress,
+    revoke,
+    timeouts,
+    unclaim,
 )  # fmt: skip
 from tests.lua.test_claim import needs, sets_of
 
@@ -101,7 +112,10 @@ async def test_asking_for_ones_own_grant_again_is_the_same_grant(engine: Engine)
 
 async def test_a_grant_needs_a_ready_execution_and_a_worker_that_can(engine: Engine) -> None:
     await engine.refused("execution_not_found", issue(missing()))
-    assert await engine.refused("execution_not_eligible", issue(await engine.submit(delay_until=START_MS + 9))) == "delayed"
+    assert (
+        await engine.refused("execution_not_eligible", issue(await engine.submit(delay_until=START_MS + 9)))
+        == "delayed"
+    )
     picky = await engine.submit(policy=needs("gpu", "eu"))
     assert await engine.refused("capability_mismatch", issue(picky)) == "eu,gpu"
     assert await engine.refused("capability_mismatch", issue(picky, worker_capabilities=CAPS)) == "eu"
@@ -166,7 +180,10 @@ async def test_a_grant_for_a_worker_passes_over_what_is_past_its_deadline_or_gon
 
 async def test_bad_input_to_a_claim_for_a_worker_is_refused(engine: Engine) -> None:
     assert await engine.refused("invalid_input", for_worker(), grant_ttl_ms=0) == "grant_ttl_ms"
-    assert await engine.refused("invalid_capabilities", for_worker(), worker_capabilities={str(n) for n in range(257)}) == "worker"
+    assert (
+        await engine.refused("invalid_capabilities", for_worker(), worker_capabilities={str(n) for n in range(257)})
+        == "worker"
+    )
 
 
 # ---- claim under a grant -----------------------------------------------------------------------------
@@ -266,7 +283,9 @@ async def test_a_resumed_claim_is_refused_like_a_fresh_one(engine: Engine) -> No
 
 
 @pytest.mark.parametrize(("left", "deadline"), [(None, 1_000), (300, 300), (0, 0)])
-async def test_a_resumed_attempt_goes_on_with_the_time_it_has_left(engine: Engine, left: int | None, deadline: int) -> None:
+async def test_a_resumed_attempt_goes_on_with_the_time_it_has_left(
+    engine: Engine, left: int | None, deadline: int
+) -> None:
     job = await resumable(engine, policy=timeouts(attempt_timeout_ms=1_000))
     await engine.call(resume(job.execution_id, remaining_attempt_timeout_ms=left))
     fields = (await engine.read(job.execution_id)).fields
@@ -291,7 +310,11 @@ async def test_a_grant_lapses_back_to_where_the_execution_came_from(engine: Engi
 async def test_an_execution_whose_lease_was_lost_is_reclaimed_as_a_new_attempt(engine: Engine) -> None:
     id = await crashed(engine)
     granted = await engine.call(reissue(id))
-    assert (granted.grant.execution_id, granted.grant.lane_id, granted.grant.expires_at_ms) == (id, "mail", engine.now + GRANT_TTL)
+    assert (granted.grant.execution_id, granted.grant.lane_id, granted.grant.expires_at_ms) == (
+        id,
+        "mail",
+        engine.now + GRANT_TTL,
+    )
     assert await engine.call(reissue(id)) == granted
     await engine.refused("grant_already_exists", reissue(id, worker_id="other"))
     handle = (await engine.call(reclaim(id))).handle

@@ -38,7 +38,10 @@ async def test_held_work_does_not_start_and_everything_else_does(engine: Engine)
     assert await drained(engine) == free
     assert {(await engine.read(id)).fields["reason"] for id in held} == {"paused_by_operator"}
     listed = (await engine.call(c.ListHoldsArgs(partition=P0))).items
-    assert [(h.what, h.reason) for h in listed] == [("tag:shop.tenant=acme", "bad release"), ("task:scan", "bad release")]
+    assert [(h.what, h.reason) for h in listed] == [
+        ("tag:shop.tenant=acme", "bad release"),
+        ("task:scan", "bad release"),
+    ]
 
 
 async def test_a_claim_skips_a_bounded_number_of_held_jobs_and_says_again(engine: Engine) -> None:
@@ -88,13 +91,13 @@ async def test_what_another_hold_keeps_does_not_hide_what_is_free(engine: Engine
     for _ in range(10):
         await engine.advance(10)
         await engine.tick()
-    assert not [member for member in await engine.timers() if member.startswith("release")]
+    assert not any(member.startswith("release") for member in await engine.timers())
     assert len(await drained(engine)) == limits.ROWS_N + 30
     await engine.call(release())
     for _ in range(10):
         await engine.tick()
     assert len(await drained(engine)) == limits.ROWS_N + 30
-    assert not [member for member in await engine.timers() if member.startswith("release")]
+    assert not any(member.startswith("release") for member in await engine.timers())
 
 
 async def test_an_interrupted_one_is_held_and_let_go_as_interrupted(engine: Engine) -> None:
@@ -133,7 +136,9 @@ async def test_what_ends_while_held_leaves_no_trace_among_the_held(engine: Engin
     assert await engine.command("EXISTS", f"ff:{P0}:held") == 0
 
 
-@pytest.mark.parametrize("what", ["", "send", "task:", "task:a b", "tag:x=1", "tag:a.b", "task:" + "x" * 600, "lane:mail"])
+@pytest.mark.parametrize(
+    "what", ["", "send", "task:", "task:a b", "tag:x=1", "tag:a.b", "task:" + "x" * 600, "lane:mail"]
+)
 async def test_only_tasks_and_tags_are_held(engine: Engine, what: str) -> None:
     await engine.refused("invalid_input", hold(what))
     await engine.refused("invalid_input", release(what))

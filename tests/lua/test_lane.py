@@ -9,7 +9,8 @@ import pytest
 import ffcore.contracts as c
 from ffcore import limits
 from tests.lua.engine import P0, START_MS, Engine
-from tests.lua.test_claim import channels, parked_workers, needs
+from tests.lua.test_bells import channels, parked_workers
+from tests.lua.test_claim import needs
 
 
 def state_of(state: str, lane: str = "mail") -> c.SetLaneStateArgs:
@@ -54,7 +55,10 @@ async def test_a_change_of_state_is_an_event(engine: Engine) -> None:
 @pytest.mark.parametrize("name", ["", "a b", "{x}", "#1", "x" * 129])
 async def test_a_lane_name_that_cannot_be_is_refused(engine: Engine, name: str) -> None:
     assert await engine.refused("invalid_input", state_of("paused"), lane_id=name) == "lane_id"
-    assert await engine.refused("invalid_input", c.SetLaneRetentionArgs(partition=P0, lane_id="mail"), lane_id=name) == "lane_id"
+    assert (
+        await engine.refused("invalid_input", c.SetLaneRetentionArgs(partition=P0, lane_id="mail"), lane_id=name)
+        == "lane_id"
+    )
 
 
 async def test_a_state_nobody_knows_is_refused(engine: Engine) -> None:
@@ -69,7 +73,9 @@ async def test_settings_of_a_new_lane_count_against_the_bound(engine: Engine) ->
     await engine.command("HSET", f"ff:{P0}:lanes", "#", 1)
 
 
-@pytest.mark.parametrize(("field", "value"), [("age_ms", -1), ("count", -1), ("bytes", -1), ("age_ms", limits.SPAN_MAX_MS + 1)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("age_ms", -1), ("count", -1), ("bytes", -1), ("age_ms", limits.SPAN_MAX_MS + 1)]
+)
 async def test_a_retention_that_cannot_be_is_refused(engine: Engine, field: str, value: int) -> None:
     setting = c.SetLaneRetentionArgs(partition=P0, lane_id="mail")  # type: ignore[arg-type]
     assert await engine.refused("invalid_input", setting, **{field: value}) == "retention"

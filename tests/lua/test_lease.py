@@ -10,7 +10,20 @@ import ffcore.contracts as c
 from ffcore import limits
 from ffcore.policy import FixedBackoff
 from tests.lua.engine import (
-    P0, START_MS, TTL, Engine, cancel, completion, delay, missing, progress, renewal, retries, revoke, timeouts, unclaim,
+    P0,
+    START_MS,
+    TTL,
+    Engine,
+    cancel,
+    completion,
+    delay,
+    missing,
+    progress,
+    renewal,
+    retries,
+    revoke,
+    timeouts,
+    unclaim,
     wire,
 )  # fmt: skip
 
@@ -108,6 +121,7 @@ async def test_any_word_of_a_holder_ends_the_row_of_silent_losses(engine: Engine
             await engine.call(unclaim(job, speak))
     if speak == "unknown_task":
         await engine.call(c.AnnounceTasksArgs(partition=P0, tasks=["send@1"]))
+    await engine.tick()
     (job,) = await engine.claim()
     await lose(engine, job, heard=False)
     assert await counts(engine, job.execution_id) == ("reclaimable", 0, 1)

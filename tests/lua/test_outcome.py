@@ -9,11 +9,25 @@ import pytest
 
 import ffcore.contracts as c
 from ffcore import limits
-from ffcore.states import PublicState
 from ffcore.policy import ExponentialBackoff, FixedBackoff
+from ffcore.states import PublicState
 from tests.lua.engine import (
-    OPERATOR, START_MS, TTL, Engine, cancel, completion, delay, failure, fence, missing, progress, renewal, retries,
-    revoke, timeouts, unclaim,
+    OPERATOR,
+    START_MS,
+    TTL,
+    Engine,
+    cancel,
+    completion,
+    delay,
+    failure,
+    fence,
+    missing,
+    progress,
+    renewal,
+    retries,
+    revoke,
+    timeouts,
+    unclaim,
 )  # fmt: skip
 
 Call = Callable[[c.ClaimedJob], Any]
@@ -39,7 +53,9 @@ def held(request: pytest.FixtureRequest) -> Call:
 async def test_a_call_for_a_record_that_is_gone_is_told_so(engine: Engine, held: Call) -> None:
     job = await engine.running()
     await engine.complete(job)
-    await engine.call(c.PurgeArgs(partition=job_partition(job), lane_id="mail", outcome="completed", before_ms=engine.now))
+    await engine.call(
+        c.PurgeArgs(partition=job_partition(job), lane_id="mail", outcome="completed", before_ms=engine.now)
+    )
     await engine.refused("execution_not_found", held(job))
 
 
@@ -121,7 +137,9 @@ async def test_a_result_is_kept_byte_for_byte(engine: Engine, result: bytes | No
     job = await engine.running()
     done = await engine.call(completion(job, result_payload=result, result_encoding="json"))
     assert done == c.Completed(job.execution_id, PublicState.COMPLETED, False)
-    (outcome,) = (await engine.call(c.ReadOutcomesArgs(partition=job_partition(job), items=[c.ExecutionRef(job.execution_id)]))).items
+    (outcome,) = (
+        await engine.call(c.ReadOutcomesArgs(partition=job_partition(job), items=[c.ExecutionRef(job.execution_id)]))
+    ).items
     assert (outcome.result, outcome.has_result, outcome.result_encoding) == (result or b"", result is not None, "json")
     assert (await engine.read(job.execution_id, "result")).result == (result or b"")
 
@@ -231,7 +249,9 @@ async def test_long_reasons_are_cut_at_their_bound(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("jitter", [False, True])
-async def test_an_exponential_backoff_grows_to_its_bound_and_jitter_takes_up_to_half(engine: Engine, jitter: bool) -> None:
+async def test_an_exponential_backoff_grows_to_its_bound_and_jitter_takes_up_to_half(
+    engine: Engine, jitter: bool
+) -> None:
     backoff = ExponentialBackoff(initial_delay_ms=100, max_delay_ms=1_000, multiplier=2.0, jitter=jitter)
     job = await engine.running(policy=retries(6, backoff=backoff))
     delays = []
@@ -297,6 +317,7 @@ async def test_an_attempt_that_runs_out_of_time_is_a_failure_that_may_be_retried
     await engine.tick()
     assert await engine.state(job.execution_id) == "delayed"
     await engine.advance(5)
+    await engine.tick()
     (job,) = await engine.claim()
     assert (job.attempt_type, job.attempt_index, job.crashes) == ("retry", 1, 0)
     await engine.advance(1_000)
@@ -314,7 +335,9 @@ async def test_the_timeout_of_an_attempt_stands_still_while_its_lease_is_given_u
     assert (job.attempt_index, job.attempt_deadline_at) == (0, engine.now + 600)
     await engine.call(unclaim(job, "refused"))
     (job,) = await engine.claim()
-    assert job.attempt_deadline_at == engine.now + 600, "a claim that did not start takes nothing off, and loses nothing"
+    assert job.attempt_deadline_at == engine.now + 600, (
+        "a claim that did not start takes nothing off, and loses nothing"
+    )
 
 
 async def test_the_fence_of_a_job_is_one_string_of_three_words(engine: Engine) -> None:

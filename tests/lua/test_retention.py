@@ -51,7 +51,12 @@ async def test_by_default_what_ended_is_kept_for_a_day(engine: Engine) -> None:
     await until_quiet(engine)
     assert await left(engine) == 0
     store = await invariants.read_store(engine.command)
-    ours = {key for key in store.values if key.startswith(f"ff:{P0}")} - {f"ff:{P0}", f"ff:{P0}:lanes", f"ff:{P0}:ev", f"ff:{P0}:claims"}
+    ours = {key for key in store.values if key.startswith(f"ff:{P0}")} - {
+        f"ff:{P0}",
+        f"ff:{P0}:lanes",
+        f"ff:{P0}:ev",
+        f"ff:{P0}:claims",
+    }
     assert ours <= {f"ff:{P0}:reap"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,8 +13,12 @@ from ffcore.backend import StoreConfig
 from tests.lua.engine import P0, P1, START_MS, TTL, W0, Engine, renewal, unclaim
 
 
-async def ticked(engine: Engine, *partitions: Any, ticker: str = "t1", limit: int = 200, force: bool = False) -> list[Any]:
-    return (await engine.call(c.TickArgs(partitions=list(partitions or [P0]), ticker=ticker, limit=limit, force=force))).partitions
+async def ticked(
+    engine: Engine, *partitions: Any, ticker: str = "t1", limit: int = 200, force: bool = False
+) -> list[Any]:
+    return (
+        await engine.call(c.TickArgs(partitions=list(partitions or [P0]), ticker=ticker, limit=limit, force=force))
+    ).partitions
 
 
 async def test_one_ticker_looks_after_a_partition_until_its_promise_lapses(engine: Engine) -> None:
@@ -93,7 +98,9 @@ async def test_a_kind_of_timer_that_nobody_knows_is_kept_for_who_does(engine: En
     await engine.command("ZREM", f"ff:{P0}:timers", "someday:x")
 
 
-@pytest.mark.parametrize(("field", "value"), [("limit", 0), ("limit", 1_001), ("ticker", ""), ("ticker", "a b"), ("ticker", "x" * 41)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("limit", 0), ("limit", 1_001), ("ticker", ""), ("ticker", "a b"), ("ticker", "x" * 41)]
+)
 async def test_bad_input_to_a_tick_is_refused(engine: Engine, field: str, value: Any) -> None:
     assert await engine.refused("invalid_input", c.TickArgs(partitions=[P0], ticker="t"), **{field: value}) == field
 
@@ -128,7 +135,7 @@ async def test_the_gap_is_let_go_by_a_tenth_of_the_time_that_passes(engine: Engi
         await engine.at(START_MS + second * 1_000)
         await ticked(engine, force=True)
         seen.append((await header(engine)).now_ms)
-    steps = [after - before for before, after in zip(seen, seen[1:], strict=False)]
+    steps = [after - before for before, after in pairwise(seen)]
     assert all(900 <= step <= 1_000 for step in steps), steps
     assert int((await header(engine)).fields["offset"]) < 10_000
 

@@ -55,7 +55,8 @@ async def test_reads_do_not_write(engine: Engine) -> None:
         c.ReadExecutionArgs(execution_id=job.execution_id, parts="payload"), c.ListExecutionsArgs(partition=P0),
         c.ReadOutcomesArgs(partition=P0, items=refs(job.execution_id)), c.ListLeasesArgs(partition=P0),
         c.ExecutionHistoryArgs(execution_id=job.execution_id), c.ReadEventsArgs(partition=P0),
-        c.ListCapabilitySetsArgs(partition=P0, lanes=["mail"]), c.ReadHeaderArgs(partition=P0), c.ListLanesArgs(partition=P0),
+        c.ListCapabilitySetsArgs(partition=P0, lanes=["mail"]), c.ReadHeaderArgs(partition=P0),
+        c.ListLanesArgs(partition=P0),
         c.LaneStatsArgs(partition=P0, lane_id="mail"), c.ListHoldsArgs(partition=P0),
         c.ScanEligibleArgs(lane_id="mail", partition=P0, limit=5),
     ]  # fmt: skip
@@ -75,7 +76,14 @@ async def test_outcomes_tell_result_reason_and_category(engine: Engine) -> None:
     await engine.fail(bad, "boom", failure_detail="line 7")
     await engine.call(cancel(late.execution_id, "operator_override"))
     waiting = await engine.submit()
-    ids = [good.execution_id, bad.execution_id, late.execution_id, waiting, missing(), "{fp:1}:00000000-0000-7000-8000-000000000000"]
+    ids = [
+        good.execution_id,
+        bad.execution_id,
+        late.execution_id,
+        waiting,
+        missing(),
+        "{fp:1}:00000000-0000-7000-8000-000000000000",
+    ]
     items = (await engine.call(c.ReadOutcomesArgs(partition=P0, items=refs(*ids)))).items
     assert [(o.state, o.result, o.reason, o.category, o.traceback, o.attempts, o.has_result) for o in items] == [
         ("completed", b"done", "", "", "", 1, True), ("failed", b"", "it broke", "boom", "line 7", 1, False),
@@ -104,7 +112,13 @@ async def test_a_listing_shows_what_an_execution_is(engine: Engine) -> None:
     assert (row.execution_id, row.lane_id, row.task, row.state, row.next, row.started) == (
         job.execution_id, "mail", "send", "active", "initial", True,
     )  # fmt: skip
-    assert (row.priority, row.created_at, row.attempts, row.namespace, row.worker_instance_id) == (4, START_MS, 1, "n", "w1")
+    assert (row.priority, row.created_at, row.attempts, row.namespace, row.worker_instance_id) == (
+        4,
+        START_MS,
+        1,
+        "n",
+        "w1",
+    )
     (row,) = (await page(engine, states=["delayed"])).items
     assert (row.reason, row.started, row.ended_at) == ("waiting_for_delay", False, 0)
     await engine.complete(job)
@@ -117,7 +131,10 @@ async def test_a_listing_in_pages_shows_everything_once(engine: Engine, limit: i
     made: list[Any] = []
     for lane in ("a", "b"):
         made += await engine.submit_many(6, lane_id=lane)
-        made += [await engine.submit(lane_id=lane, policy=needs("gpu")), await engine.submit(lane_id=lane, delay_until=START_MS + 9)]
+        made += [
+            await engine.submit(lane_id=lane, policy=needs("gpu")),
+            await engine.submit(lane_id=lane, delay_until=START_MS + 9),
+        ]
     await engine.claim(3, lanes=["a"])
     for job in await engine.claim(2, lanes=["b"]):
         await engine.complete(job)
@@ -179,7 +196,11 @@ async def test_leases_are_listed_by_their_end(engine: Engine) -> None:
     assert [(row.execution_id, row.lane_id, row.heard, row.lease_expires_at) for row in leases.items] == [
         (one.execution_id, "mail", False, START_MS + 500), (two.execution_id, "other", True, START_MS + TTL),
     ]  # fmt: skip
-    assert (leases.items[0].lease_id, leases.items[0].lease_epoch, leases.items[0].attempt_index) == (one.lease_id, START_MS, 0)
+    assert (leases.items[0].lease_id, leases.items[0].lease_epoch, leases.items[0].attempt_index) == (
+        one.lease_id,
+        START_MS,
+        0,
+    )
 
     async def listed(**options: Any) -> list[str]:
         return [row.execution_id for row in (await engine.call(c.ListLeasesArgs(partition=P0, **options))).items]
@@ -206,4 +227,6 @@ async def test_capability_sets_are_listed_by_lane(engine: Engine) -> None:
 
 @pytest.mark.parametrize("lanes", [7, [7], ["x"] * 65, ["a b"], [None]])
 async def test_sets_of_lanes_that_cannot_be_are_refused(engine: Engine, lanes: Any) -> None:
-    assert await engine.refused("invalid_input", c.ListCapabilitySetsArgs(partition=P0, lanes=[]), lanes=lanes) == "lanes"
+    assert (
+        await engine.refused("invalid_input", c.ListCapabilitySetsArgs(partition=P0, lanes=[]), lanes=lanes) == "lanes"
+    )

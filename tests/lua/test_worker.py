@@ -57,7 +57,8 @@ async def test_the_dead_are_forgotten_in_time(engine: Engine) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("worker_instance_id", ""), ("worker_instance_id", "a b"), ("worker_instance_id", "x" * 41), ("info", b"x" * 16_385),
+    [("worker_instance_id", ""), ("worker_instance_id", "a b"), ("worker_instance_id", "x" * 41), ("info",
+    b"x" * 16_385),
      ("ttl_ms", -1), ("ttl_ms", limits.LEASE_TTL_MAX_MS + 1)],
 )  # fmt: skip
 async def test_bad_input_to_a_registration_is_refused(engine: Engine, field: str, value: Any) -> None:
