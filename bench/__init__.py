@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m bench [NAME...] [--quick] [--json]`. They print numbers and the machine, and assert nothing."""
+"""Benchmarks: `python -m bench [NAME...] [--quick] [--json]`. Numbers and the machine; nothing is asserted."""

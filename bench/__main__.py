@@ -15,8 +15,8 @@ from bench import harness
 from bench.harness import Row, Size
 
 NAMES = (
-    "drain", "submit", "latency", "functions", "memory", "backlog", "partitions", "recovery", "idle", "ticks", "waiters",
-    "purge", "startup",
+    "drain", "submit", "latency", "functions", "memory", "backlog", "partitions", "recovery", "idle", "ticks",
+    "waiters", "purge", "startup",
 )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def run(name: str, size: Size) -> list[Row]:
 
 def stall_rows() -> list[Row]:
     worst = sorted(harness.stalls, key=lambda stall: -stall.ms)
-    rows = [Row("commands over 10 ms, all benchmarks", len(worst), "commands", note="slow log; without the preparations")]
+    rows = [Row("commands over 10 ms, all benchmarks", len(worst), "commands", note="slow log, preparations apart")]
     rows += [Row(f"worst: {s.bench}", s.ms, "ms", note=s.command) for s in worst[:5]]
     return rows
 

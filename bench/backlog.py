@@ -1,7 +1,7 @@
-"""The drain under other circumstances: a million jobs queued, three lanes, a thousand fairness keys, every write on disk.
+"""The drain under other circumstances: a million jobs queued, three lanes, a thousand fairness keys, writes on disk.
 
-The rule: the plain drain takes turns with them, in fresh processes and with the same 4 KiB payload, so that the ratio means
-something. What is queued behind the measured jobs are copies of one small job.
+The rule: the plain drain takes turns with them, in fresh processes and with the same 4 KiB payload, so that the ratio
+means something. What is queued behind the measured jobs are copies of one small job.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 import msgspec
 
 import ffsdk as ff
-from bench.harness import Row, Server, Size, child, multiply, row, run_async, server
+from bench.harness import Row, Server, Size, child, multiply, row, run_async, server, while_running
 from ffbackend_valkey.stores import connect
 from ffcore import ids
+from ffcore.backend import Backend
 from ffcore.contracts.batch import CreateManyArgs, NewExecution
-from ffcore.contracts.operator import LaneStatsArgs
+from ffcore.contracts.operator import LaneCounts, LaneStatsArgs
 from ffcore.ids import LaneId, PartitionKey
 from ffsdk.task import digest
 
@@ -41,7 +42,9 @@ def order(n: int, tenants: int) -> bytes:
     return msgspec.json.encode(Order(n, tenant, "x" * (PAYLOAD_BYTES - len(bare))))
 
 
-async def fill(url: str, lanes: Sequence[str], jobs: int, tenants: int, policy: bytes | None, priority: int = 0) -> None:
+async def fill(
+    url: str, lanes: Sequence[str], jobs: int, tenants: int, policy: bytes | None, priority: int = 0
+) -> None:
     """Create the jobs as submit_many does, dealt out over the lanes."""
     backend = await connect(url)
     rows: dict[tuple[str, PartitionKey], list[NewExecution]] = {}
@@ -64,9 +67,11 @@ async def fill(url: str, lanes: Sequence[str], jobs: int, tenants: int, policy: 
     await backend.close()
 
 
-async def completed(backend: Any, lanes: Sequence[str]) -> int:
-    asked = [LaneStatsArgs(partition=key, lane_id=LaneId(lane)) for key in backend.config.keys() for lane in lanes]
-    return sum(answer.counts.get("completed", 0) for answer in await backend.call_all(asked) if not isinstance(answer, Exception))
+async def completed(backend: Backend, lanes: Sequence[str]) -> int:
+    keys = backend.config.keys()
+    asked = [LaneStatsArgs(partition=key, lane_id=LaneId(lane)) for key in keys for lane in lanes]
+    answers = await backend.call_all(asked)
+    return sum(answer.counts.get("completed", 0) for answer in answers if isinstance(answer, LaneCounts))
 
 
 async def drain(url: str, jobs: int, flight: int, lanes: Sequence[str], tenants: int = 0, priority: int = 0) -> float:
@@ -86,11 +91,12 @@ async def drain(url: str, jobs: int, flight: int, lanes: Sequence[str], tenants:
     before = await completed(backend, lanes)
     worker = app.worker(lanes=list(lanes), concurrency=flight)
     running = asyncio.create_task(worker.run())
-    await worker.started.wait()
+    await while_running(worker.started.wait(), running)
     began = time.perf_counter()
-    await all_ran.wait()
+    await while_running(all_ran.wait(), running)
     while await completed(backend, lanes) - before < jobs:
-        pass
+        if running.done():
+            await running
     took = time.perf_counter() - began
     await worker.stop()
     await running
@@ -100,7 +106,8 @@ async def drain(url: str, jobs: int, flight: int, lanes: Sequence[str], tenants:
 
 async def _one_small(url: str) -> None:
     backend = await connect(url)
-    for key in backend.config.keys():
+    partitions = backend.config.keys()
+    for key in partitions:
         execution_id = ids.ExecutionId(f"{key}:{ids.new_execution_id(1).rpartition(':')[2]}")
         raw = msgspec.json.encode(Order(0, "", ""))
         await backend.call(CreateManyArgs(

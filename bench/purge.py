@@ -1,6 +1,7 @@
 """How fast the past is forgotten, beside how fast new past is made, and what a purge costs a drain.
 
-The rule: purgeable records are copies of one that a worker finished, two days old; the ticker of a process of its own removes them.
+The rule: purgeable records are copies of one that a worker finished, two days old; the ticker of a process of its own
+removes them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,21 @@ from typing import Any
 
 import ffsdk as ff
 from bench.backlog import Order, drain
-from bench.harness import Row, Server, Size, child, interleave, multiply, processes, ready, row, say_ready, server, start
+from bench.harness import (
+    Row,
+    Server,
+    Size,
+    child,
+    interleave,
+    multiply,
+    processes,
+    ready,
+    row,
+    say_ready,
+    server,
+    start,
+    while_running,
+)
 from ffbackend_valkey.stores import connect
 from ffengine.tick import Ticker
 
@@ -28,6 +43,10 @@ async def ticking(url: str) -> None:
     await running
 
 
+async def all_results(jobs: list[ff.Job[None]]) -> None:
+    await asyncio.gather(*(job.result() for job in jobs))
+
+
 async def finish_one_each(url: str) -> None:
     """One finished job of LANE in every partition."""
     app = ff.App(url)
@@ -40,7 +59,7 @@ async def finish_one_each(url: str) -> None:
         worker = app.worker(lanes=[LANE], tick=False)
         running = asyncio.create_task(worker.run())
         jobs = await client.submit_many(old, [Order(n, "", "x" * 80) for n in range(40)])
-        await asyncio.gather(*(job.result() for job in jobs))
+        await while_running(all_results(jobs), running)
         await worker.stop()
         await running
 
@@ -68,7 +87,8 @@ def age(own: Server, records: int) -> int:
 
 
 def left(own: Server) -> int:
-    return sum(int(own.db.zcount(index, "-inf", int(time.time() * 1000) - TWO_DAYS_MS // 2)) for index in indexes(own).values())
+    yesterday = int(time.time() * 1000) - TWO_DAYS_MS // 2
+    return sum(int(own.db.zcount(index, "-inf", yesterday)) for index in indexes(own).values())
 
 
 def run(size: Size) -> list[Row]:

@@ -1,7 +1,7 @@
 """How long work is lost: from the end of a lease to claimable again, and from a kill -9 to running again.
 
-The rule: the end of a lease is the instant the claim was answered; that a job is claimable is seen in its queue, not by a
-claim, because a claim does what is due by itself.
+The rule: the end of a lease is the instant the claim was answered; that a job is claimable is seen in its queue, not by
+a claim, because a claim does what is due by itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,20 @@ import time
 from typing import Any
 
 import ffsdk as ff
-from bench.harness import Row, Server, Size, end, processes, quantile, ready, row, say_ready, server, start
+from bench.harness import (
+    Row,
+    Server,
+    Size,
+    end,
+    processes,
+    quantile,
+    ready,
+    row,
+    say_ready,
+    server,
+    start,
+    while_running,
+)
 from bench.purge import age, left, ticking
 from ffbackend_valkey.stores import connect
 from ffcore import ids
@@ -38,10 +51,11 @@ async def expiries(own: Server, samples: int) -> list[float]:
         new = NewExecution(ids.new_execution_id(backend.config.fp), os.urandom(16), b"null")
         key = partition_of(new.execution_id)
         lane = f"{LANE}-{random.randbytes(4).hex()}"
-        await backend.call(CreateManyArgs(partition=key, namespace="default", lane_id=lane, execution_kind="t", items=[new]))
+        create = CreateManyArgs(partition=key, namespace="default", lane_id=lane, execution_kind="t", items=[new])
+        await backend.call(create)
         claimed = await backend.call(ClaimBatchArgs(
-            partitions=[key], lanes=[lane], capability_sets=[], limit=1, claim_id=f"bench.c.{time.time_ns() + n}", worker_id="w",
-            worker_instance_id="bench", lease_ttl_ms=random.randint(100, 400),
+            partitions=[key], lanes=[lane], capability_sets=[], limit=1, claim_id=f"bench.c.{time.time_ns() + n}",
+            worker_id="w", worker_instance_id="bench", lease_ttl_ms=random.randint(100, 400),
         ))  # fmt: skip
         ends = claimed.jobs[0].lease_expires_at
         number: Any = own.db.hget(f"ff:{key}:lanes", lane)
@@ -69,12 +83,15 @@ async def worker(url: str, back: str) -> None:
     app, _ = app_of(url, back)
     own = app.worker(lanes=[LANE], concurrency=HELD, lease=LEASE_S, grace=0.1)
     running = asyncio.create_task(own.run(signals=True))
-    await own.started.wait()
+    await while_running(own.started.wait(), running)
     say_ready()
     await running
 
 
-async def kill_once(url: str, back: str, victim: subprocess.Popen[str], rescuer: subprocess.Popen[str]) -> dict[str, float]:
+Process = subprocess.Popen[str]
+
+
+async def kill_once(url: str, back: str, victim: Process, rescuer: Process) -> dict[str, float]:
     """Let the victim take HELD jobs, kill it, and see when the other worker has restarted them; ms from the kill."""
     app, hold = app_of(url, back)
     here = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -140,5 +157,6 @@ def run(size: Size) -> list[Row]:
     ):
         rows.append(Row(f"{what}, p50", quantile(late, 0.5), "ms", min(late), max(late), "<= 50", note))
         rows.append(Row(f"{what}, p99", quantile(late, 0.99), "ms"))
-    rows.append(row("kill -9 to the first of 16 jobs running again", [d["first"] for d in deaths], "ms", note="lease 2 s"))
-    return [*rows, row("kill -9 to all 16 running again", [d["last"] for d in deaths], "ms", "<= 2,050")]
+    first, last = [d["first"] for d in deaths], [d["last"] for d in deaths]
+    rows.append(row("kill -9 to the first of 16 jobs running again", first, "ms", note="lease 2 s"))
+    return [*rows, row("kill -9 to all 16 running again", last, "ms", "<= 2,050")]

@@ -1,6 +1,6 @@
 """Submits per second through the SDK's Client: one call each, 16 in flight, and submit_many.
 
-The rule: a fresh process per round; the two ways and both payload sizes take turns. With four partitions, no worker runs.
+The rule: a fresh process per round; the ways take turns. Four partitions, no worker.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ def run(size: Size) -> list[Row]:
     with server(partitions=2) as own:
         later = int(time.time() * 1000) + 3_600_000
         for at in range(0, timers, 5000):
-            members = {f"delay:{at + n:08x}-0000-7000-8000-000000000000": later + at + n for n in range(min(5000, timers - at))}
+            numbers = range(at, min(at + 5000, timers))
+            members = {f"delay:{n:08x}-0000-7000-8000-000000000000": later + n for n in numbers}
             own.db.zadd("ff:{fp:1}:timers", members)  # type: ignore[arg-type]
         ways = {"a tick, no timers": "{fp:0}", f"a tick, {timers:,} timers set": "{fp:1}"}
         found = interleave(size(9, 3), {what: lambda k=key: cost(own, k) for what, key in ways.items()})

@@ -234,10 +234,7 @@ class ValkeyBackend(Operations):
         flat = await self._calls.call("HGETALL", keys.CONFIG)
         if not flat:
             return None
-        if isinstance(flat, dict):
-            pairs = {k.decode(): int(v) for k, v in flat.items()}
-        else:
-            pairs = {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
+        pairs = {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
         config = StoreConfig(**{k: v for k, v in pairs.items() if k in StoreConfig.__struct_fields__})
         self._adopt(config)
         return config

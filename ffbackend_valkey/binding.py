@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable
 from operator import attrgetter
-from typing import Any, Final, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -49,14 +49,14 @@ def encode(value: Any) -> Word:
     if isinstance(value, LeaseFence):
         return f"{value.lease_id} {value.lease_epoch} {value.attempt_id}"
     if isinstance(value, dict):
-        return pack_pairs(value)
-    if isinstance(value, set | frozenset):
-        return msgspec.json.encode(sorted(value))
-    return msgspec.json.encode(value)
+        return pack_pairs(cast("dict[str, str]", value))
+    return _encode_json(value)
 
 
 def _encode_json(value: Any) -> bytes:
-    return msgspec.json.encode(sorted(value) if isinstance(value, set | frozenset) else value)
+    if isinstance(value, set | frozenset):
+        return msgspec.json.encode(sorted(cast("set[str]", value)))
+    return msgspec.json.encode(value)
 
 
 def _encode_optional(value: Any) -> Word:
@@ -165,7 +165,7 @@ class _Decoders:
         offset = 1 if issubclass(cls, Outcome) else 0
         parameters = inspect.signature(cls).parameters.values()
         keyword_only = any(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters)
-        parts = []
+        parts: list[str] = []
         # Fields that travel as one text, separated by spaces (`TEXT`), are cut out of the first value.
         text = getattr(cls, "TEXT", 0)
         for i, field in enumerate(msgspec.structs.fields(cls)):
@@ -216,7 +216,9 @@ class Binding:
         self.signature, self.args_type = signature, args
         fields = {f.name for f in msgspec.structs.fields(args)}
         columns, rows = _parse_args(signature)
-        wanted = {c.name for c in columns} | ({rows[0]} if rows else set())
+        wanted = {c.name for c in columns}
+        if rows:
+            wanted.add(rows[0])
         self.route = next((r for r in _ROUTES if r in fields), None)
         if self.route is None and signature.scope != "none":
             raise TypeError(f"{args.__name__} does not say which partition it goes to")
@@ -237,11 +239,10 @@ class Binding:
             raise TypeError(f"{signature.name} rejects with unknown codes {sorted(odd)}")
 
     def _compile_answers(self) -> dict[bytes, Callable[[list[Any]], Any]]:
-        base = next(b for b in types.get_original_bases(self.args_type) if get_origin(b) is Args) if hasattr(
-            types, "get_original_bases"
-        ) else next(b for b in self.args_type.__orig_bases__ if get_origin(b) is Args)  # type: ignore[attr-defined]
-        (answer,) = get_args(base)
-        decoders, variants = _Decoders(), {}
+        bases: tuple[Any, ...] = self.args_type.__dict__["__orig_bases__"]
+        (answer,) = get_args(next(b for b in bases if get_origin(b) is Args))
+        decoders = _Decoders()
+        variants: dict[bytes, Callable[[list[Any]], Any]] = {}
         for variant in get_args(answer) or (answer,):
             tag = variant.__struct_config__.tag
             name = decoders.struct(variant)
@@ -307,5 +308,5 @@ def all_args() -> list[type[Args[Any]]]:
     for module in pkgutil.iter_modules(contracts.__path__, contracts.__name__ + "."):
         for value in vars(importlib.import_module(module.name)).values():
             if isinstance(value, type) and issubclass(value, Args) and value.__module__ == module.name:
-                found.append(value)
+                found.append(value)  # pyright: ignore[reportUnknownArgumentType]
     return found

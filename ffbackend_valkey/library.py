@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -103,7 +103,7 @@ def _limits() -> str:
     return f"local LIMITS = {{ {rows} }}"
 
 
-def _signatures(texts: Any) -> dict[str, Signature]:
+def _signatures(texts: Iterable[str]) -> dict[str, Signature]:
     found: dict[str, Signature] = {}
     for text in texts:
         for block in _DEFINE.findall(text):
@@ -129,7 +129,7 @@ class Loaded(msgspec.Struct, frozen=True):
     version: int
     sha: str
     compatible_since: int = 1
-    signatures: dict[str, Any] = msgspec.field(default_factory=dict)
+    signatures: dict[str, Any] = msgspec.field(default_factory=dict[str, Any])
 
 
 def judge(ours: Library, theirs: Loaded | None) -> Literal["load", "go"]:

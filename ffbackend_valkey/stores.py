@@ -189,6 +189,4 @@ async def check_server(backend: ValkeyBackend, durability: str) -> list[str]:
 async def _settings(backend: ValkeyBackend) -> dict[str, str]:
     wanted = ("maxmemory-policy", "appendonly", "appendfsync", "maxmemory")
     flat = await backend.command("CONFIG", "GET", *wanted)
-    if isinstance(flat, dict):
-        return {k.decode(): v.decode() for k, v in flat.items()}
     return {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
+import functools
 import importlib
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ import queue
 import signal
 import threading
 import traceback
+import typing
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final
@@ -117,7 +119,8 @@ class Isolated:
         if task.options.isolation == "process":
             return await self._loop.run_in_executor(self._threads, self._in_child, held, task)
         context = contextvars.copy_context()
-        return await self._loop.run_in_executor(self._threads, context.run, task.fn, *task.arguments(payload, held.ctx))
+        call = functools.partial(context.run, task.fn, *task.arguments(payload, held.ctx))
+        return await self._loop.run_in_executor(self._threads, call)
 
     def close(self) -> None:
         """End the children; threads end with their handlers."""
@@ -158,8 +161,8 @@ def check_importable(task: Task[Any, Any]) -> None:
     name = getattr(task.fn, "__qualname__", "")
     if not name or "<" in name:
         raise InvalidArgument(
-            f"task {task.name} has isolation='process', but its function {name or task.fn!r} is not at the top of a module, "
-            f"where a child process could import it: move it there, or use isolation='thread'"
+            f"task {task.name} has isolation='process', but its function {name or task.fn!r} is not at the top of "
+            f"a module, where a child process could import it: move it there, or use isolation='thread'"
         )
 
 
@@ -239,7 +242,7 @@ class Child:
                 )
             )
             while True:
-                said = _from_child.decode(self._ours.recv_bytes())
+                said: _Progress | _Result | _Failed = _from_child.decode(self._ours.recv_bytes())
                 match said:
                     case _Progress():
                         self._send(_Ack(self._tell(held, said)))
@@ -360,7 +363,7 @@ def find_task(module: str, name: str) -> Task[Any, Any]:
         found = getattr(found, part)
     if not isinstance(found, Task):
         raise Fatal(f"{module}.{name} is not a task in the child process; declare it at the top of its module")
-    return found
+    return typing.cast("Task[Any, Any]", found)
 
 
 def explain(failed: BaseException) -> tuple[str, str, str, int | None, bool]:

@@ -173,8 +173,8 @@ class RenewalThread(threading.Thread):
             frame = sys._current_frames().get(self._loop_thread)
             stack = "".join(traceback.format_stack(frame)) if frame is not None else "(no stack)\n"
             log.warning(
-                "the event loop has been blocked for %.1f s; leases are kept, but nothing else runs. Use a def handler, "
-                "which runs in a thread, or await. It is at:\n%s",
+                "the event loop has been blocked for %.1f s; leases are kept, but nothing else runs. Use a def "
+                "handler, which runs in a thread, or await. It is at:\n%s",
                 now - self._asked,
                 stack,
             )

@@ -21,7 +21,6 @@ from ffcore.contracts.batch import (
     ClaimBatchArgs,
     ClaimedBatch,
     ClaimedJob,
-    CompletedMany,
     CompleteManyArgs,
     Completion,
     PassBellArgs,
@@ -35,9 +34,10 @@ R = TypeVar("R")
 
 PARK_S: Final = limits.PARK_MS / 1000 - 0.2
 """How long a park is trusted; the store keeps it a little longer, so that there is no gap between two."""
-IN_PLAY: Final = 4
-"""Partitions a busy worker wants calls in flight to: while the store works on one, the worker runs what another
-answered. Its room is divided by this, or it would take everything from the first that answers."""
+IN_PLAY: Final = 2
+"""Partitions a busy worker wants calls under way to: while the store works on one, the worker runs what the other
+answered. Its room is divided by this, or it would take everything from the first; more calls would be smaller ones,
+which cost the store more per job (measured: 2 drains 7 % faster than 4)."""
 ELSEWHERE: Final = 8
 """A partition not asked for this many calls per partition is asked next, so that a busy one hides no other."""
 RETRY_S: Final = 0.2
@@ -84,8 +84,8 @@ class Slots:
         polls: bool = True,
     ) -> None:
         """capacity: how many jobs the worker may hold unfinished; load: how many it does.
-        arrived(jobs, part_of, sent, now_ms): take them. settled(held, code): a completion was answered; code is empty, or
-        the refusal. revised(parts): the table of capability sets changed. broken: an error that no repeating mends."""
+        arrived(jobs, part_of, sent, now_ms): take them. settled(held, code): a completion was answered; code is empty,
+        or the refusal. revised(parts): the table of capability sets changed. broken: no repeating mends this error."""
         self._backend, self._clock = backend, clock
         self._instance, self._lanes, self._lease_ms = instance, lanes, lease_ms
         self._common: dict[str, Any] = {
@@ -272,16 +272,16 @@ class Slots:
 
     async def _completed(self, part: Part, args: CompleteManyArgs, jobs: list[Held], limit: int) -> None:
         sent = self._clock()
-        answer: CompletedMany | None = None
         try:
             answer = await call_until_answered(self._backend, args)
+        except BaseException:
+            for held in jobs:
+                self._settled(held, "unavailable")
+            raise
         finally:
             part.flying = False
             self._coming -= limit
             self.unsettled -= len(jobs)
-            if answer is None:
-                for held in jobs:
-                    self._settled(held, "unavailable")
         settled = self._settled
         for held, item in zip(jobs, answer.items, strict=True):
             settled(held, "" if item.state != "error" else item.detail)

@@ -23,6 +23,7 @@ define {
   run = function(p, a)
     local refusal = claim.check(a)
     if refusal then return refusal end
+    if not attempt.fits(a.result_encoding) then return reply.reject("invalid_input", "result_encoding") end
     local items = {}
     for i = 1, #a.items do
       local row = a.items[i]

@@ -3,14 +3,15 @@
 -- An id is minted by the client and taken while its record or its tombstone exists, so every create may
 -- be sent again: same digest, the execution that exists; another digest, a conflict.
 
-local function check_names(a)
+local function check_names(p, a)
+  if string.sub(p.tag, 1, 4) ~= "{fp:" then return reply.reject("invalid_input", "partition") end
   if #a.lane_id > LIMITS.NAME_BYTES or string.find(a.lane_id, "[%c%s{}#]") or a.lane_id == "" then return reply.reject("invalid_input", "lane_id") end
   if #a.execution_kind > LIMITS.NAME_BYTES or string.find(a.execution_kind, "[%c%s{}]") or a.execution_kind == "" then
     return reply.reject("invalid_input", "execution_kind")
   end
   if #a.namespace > LIMITS.NAME_BYTES or string.find(a.namespace, "[%c%s{}]") or a.namespace == "" then return reply.reject("invalid_input", "namespace") end
   if a.priority < LIMITS.PRIORITY_MIN or a.priority > LIMITS.PRIORITY_MAX then return reply.reject("invalid_input", "priority") end
-  if #a.creator_identity > LIMITS.TAG_VALUE_BYTES then return reply.reject("invalid_input", "creator_identity") end
+  if #a.creator_identity > LIMITS.KEY_BYTES then return reply.reject("invalid_input", "creator_identity") end
   if a.version < 1 or a.version > 1000000000 then return reply.reject("invalid_input", "version") end
   if a.payload_encoding and #a.payload_encoding > LIMITS.NAME_BYTES then return reply.reject("invalid_input", "payload_encoding") end
 end
@@ -43,7 +44,7 @@ end
 
 -- What is the same for every execution of a call: names, policy, times. A refusal, or the plan.
 local function plan_of(p, a)
-  local refusal = check_names(a)
+  local refusal = check_names(p, a)
   if refusal then return refusal end
   local plan = { priority = a.priority, due = a.delay_until, deadline = a.execution_deadline_at }
   if a.policy then

@@ -11,8 +11,8 @@ local function renew(p, x, given, ttl_ms)
   ttl_ms = policy.of(p, x).lease_ttl_ms or ttl_ms
   local expires = p.now + ttl_ms
   if x.attempt_deadline_at and tonumber(x.attempt_deadline_at) < expires then expires = tonumber(x.attempt_deadline_at) end
-  fence.heard(p, x)
-  record.write(p, x, "at", expires)
+  -- Heard from its holder: a lease that runs out after this counts as a crash.
+  if x.heard == x.lease_epoch then record.write(p, x, "at", expires) else record.write(p, x, "at", expires, "heard", x.lease_epoch) end
   timers.extend(p, x)
   return expires
 end

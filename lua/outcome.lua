@@ -7,7 +7,7 @@ define {
   args    = { "execution_id:id", "fence:fence?", "attempt_index:int", "result_payload:blob?", "result_encoding:str?", "source:str" },
   returns = { "completed" },
   errors  = { "execution_not_found", "terminal", "stale_lease", "lease_revoked", "lease_expired", "fence_required",
-              "no_active_lease", "payload_too_large" },
+              "no_active_lease", "payload_too_large", "invalid_input" },
   flags   = { "allow-oom" },
   run = function(p, a)
     local x = record.load(p, a.execution_id)
@@ -17,6 +17,7 @@ define {
       return { "completed", p.id_prefix .. x.id, x.state, 1 }
     end
     if refusal then return refusal end
+    if not attempt.fits(a.result_encoding) then return reply.reject("invalid_input", "result_encoding") end
     if a.result_payload and #a.result_payload > LIMITS.RESULT_BYTES then return reply.reject("payload_too_large", #a.result_payload) end
     attempt.complete(p, x, a.result_payload, a.result_encoding)
     return { "completed", p.id_prefix .. x.id, "completed", 0 }

@@ -111,7 +111,7 @@ class ListExecutionsArgs(Args[ExecutionsPage]):
 
     partition: PartitionKey
     lane_id: LaneId | None = None
-    states: list[str] = msgspec.field(default_factory=list)
+    states: list[str] = msgspec.field(default_factory=list[str])
     tag: str | None = None
     """``key=value``"""
     namespace: str | None = None

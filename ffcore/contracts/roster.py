@@ -63,7 +63,7 @@ class ListTasksArgs(Args[Tasks]):
     """Descriptors by name; no names: all, up to 1,000."""
 
     partition: PartitionKey
-    names: list[str] = msgspec.field(default_factory=list)
+    names: list[str] = msgspec.field(default_factory=list[str])
 
 
 class Announced(Outcome, tag="announced"):

@@ -139,6 +139,11 @@ function attempt.interrupt(p, x, to, why, crashes, unseen)
   return to
 end
 
+-- Whether a result's encoding is a name (or absent).
+function attempt.fits(encoding)
+  return not encoding or (#encoding <= LIMITS.NAME_BYTES and encoding ~= "" and not string.find(encoding, "[%c%s]"))
+end
+
 -- Store a result and end the execution. The caller has checked the fence and the size.
 function attempt.complete(p, x, result, encoding)
   if encoding then record.write(p, x, "result_encoding", encoding) end

@@ -122,7 +122,7 @@ async def test_the_policy_gives_priority_delay_and_deadline_where_the_call_does_
         ("lane_id", "x" * 129, "lane_id"), ("execution_kind", "", "execution_kind"), ("execution_kind", "a\n",
         "execution_kind"),
         ("namespace", "", "namespace"), ("namespace", "a}b", "namespace"), ("priority", 101, "priority"),
-        ("priority", -101, "priority"), ("creator_identity", "x" * 257, "creator_identity"), ("version", 0, "version"),
+        ("priority", -101, "priority"), ("creator_identity", "x" * 513, "creator_identity"), ("version", 0, "version"),
         ("version", 10**10, "version"), ("delay_until", -1, "delay_until"), ("delay_until", 2**52, "delay_until"),
         ("execution_deadline_at", -1, "execution_deadline_at"), ("execution_deadline_at", 2**52,
         "execution_deadline_at"),

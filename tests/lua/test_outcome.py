@@ -162,6 +162,13 @@ async def test_a_replayed_answer_writes_so_that_a_wait_for_replicas_means_someth
     assert header.fields["replays"] == "1"
 
 
+@pytest.mark.parametrize("encoding", ["", "two words", "x" * 200])
+async def test_an_encoding_that_is_no_name_is_refused_and_the_lease_kept(engine: Engine, encoding: str) -> None:
+    job = await engine.running()
+    await engine.refused("invalid_input", completion(job), result_encoding=encoding)
+    await engine.complete(job)
+
+
 async def test_a_result_that_is_too_large_is_refused_and_the_lease_kept(engine: Engine) -> None:
     job = await engine.running()
     await engine.refused("payload_too_large", completion(job), result_payload=b"x" * (limits.RESULT_BYTES + 1))

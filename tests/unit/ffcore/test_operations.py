@@ -15,7 +15,6 @@ from ffcore.args import Args
 from ffcore.operations import Operations
 
 
-
 def method_name(args: type[Args[Any]]) -> str:
     """The function without its prefix; a Python keyword gets the usual underscore (`await_`)."""
     name = args.function().removeprefix("ff_")
