@@ -361,9 +361,10 @@ def find_task(module: str, name: str) -> Task[Any, Any]:
     found: Any = importlib.import_module("__mp_main__" if module == "__main__" else module)
     for part in name.split("."):
         found = getattr(found, part)
-    if not isinstance(found, Task):
+    task: Task[Any, Any] = found
+    if not isinstance(typing.cast("object", found), Task):
         raise Fatal(f"{module}.{name} is not a task in the child process; declare it at the top of its module")
-    return typing.cast("Task[Any, Any]", found)
+    return task
 
 
 def explain(failed: BaseException) -> tuple[str, str, str, int | None, bool]:
