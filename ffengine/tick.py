@@ -10,12 +10,12 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from ffcore.backend import Backend, Subscription
-from ffcore.contracts.upkeep import TickArgs, Ticked, TickedPartition
-from ffcore.errors import Unavailable
+from ffcore.contracts.upkeep import AckOutboxArgs, OutboxRef, OwedRow, TickArgs, Ticked, TickedPartition
+from ffcore.errors import EngineError, Unavailable
 from ffcore.ids import PartitionKey
 
 log = logging.getLogger("flowfabric.ticker")
@@ -29,6 +29,11 @@ TOGETHER_S: Final = 0.3
 """Looks that may as well come earlier do, by this much, so that one call serves them all."""
 LIMIT: Final = 200
 BACKOFF_S: Final = (0.05, 2.0)
+
+
+Deliver = Callable[[OwedRow], Awaitable[None]]
+"""Applies one effect that a partition owes to another. It may be called again for the same row: receivers keep the
+row's key and apply it once. Raising leaves the row owed."""
 
 
 class _Watch:
@@ -53,10 +58,13 @@ class Ticker:
         name: str,
         *,
         limit: int = LIMIT,
+        deliver: Mapping[str, Deliver] | None = None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
+        """deliver: by kind, how outbox rows are delivered; rows of other kinds stay owed, for a newer ticker."""
         self._backend, self._name, self._limit, self._clock = backend, name, limit, clock
+        self._deliver = dict(deliver or {})
         self._rng = rng or random.Random()
         config = backend.config
         self._watches = {key: _Watch(key) for family in FAMILIES for key in config.keys(family)}
@@ -115,7 +123,24 @@ class Ticker:
                 raise answer
             for row in answer.partitions:
                 self._take(row, later)
+                if row.owed:
+                    await self._pay(row.partition, row.owed)
         self.rounds_n += len(calls)
+
+    async def _pay(self, partition: PartitionKey, rows: list[OwedRow]) -> None:
+        """Deliver what a partition owes to others, then acknowledge what was delivered."""
+        known = [row for row in rows if row.kind in self._deliver]
+        results = await asyncio.gather(*(self._deliver[row.kind](row) for row in known), return_exceptions=True)
+        paid: list[OutboxRef] = []
+        for row, result in zip(known, results, strict=True):
+            if result is None:
+                paid.append(OutboxRef(row.row))
+            elif isinstance(result, EngineError):
+                log.warning("outbox row %s of %s stays owed: %s", row.row, partition, result)
+            else:
+                raise result
+        if paid:
+            await self._backend.call(AckOutboxArgs(partition=partition, items=paid))
 
     def _take(self, row: TickedPartition, later: float) -> None:
         watch, now = self._watches[row.partition], self._clock()

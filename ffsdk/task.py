@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import contextlib
 import inspect
 import types
 import typing
@@ -273,8 +274,11 @@ def _hints(call: Callable[..., Any], localns: dict[str, Any]) -> dict[str, Any]:
     for parameter, annotation in list(annotations.items()):
         if _is_context(annotation):
             del annotations[parameter]
-    is_plain = isinstance(call, types.FunctionType)
-    closure: dict[str, Any] = dict(inspect.getclosurevars(call).nonlocals) if is_plain else {}
+    closure: dict[str, Any] = {}
+    if isinstance(call, types.FunctionType):
+        # A variable that is assigned after the handler was defined has no value yet, and names no type.
+        with contextlib.suppress(ValueError):
+            closure = dict(inspect.getclosurevars(call).nonlocals)
     known = getattr(inspect.unwrap(call), "__globals__", {})
     bare = types.SimpleNamespace(__annotations__=annotations)
     return typing.get_type_hints(bare, globalns=known, localns={**localns, **closure}, include_extras=True)

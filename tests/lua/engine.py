@@ -46,9 +46,9 @@ def library_of() -> Library:
     return assemble(replace={"shared/clock.lua": swapped})
 
 
-async def open_engine(url: str) -> Engine:
+async def open_engine(url: str, lib: Library | None = None) -> Engine:
     """An empty store behind `url`: flushed, loaded, initialised with two execution partitions."""
-    bare = await connect(url, init=False, check=False, lib=library_of())
+    bare = await connect(url, init=False, check=False, lib=lib or library_of())
     await bare.command("FLUSHALL")
     await bare.command("FUNCTION", "FLUSH")
     await bare.command("SET", "ff:test:clock", START_MS)
