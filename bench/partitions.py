@@ -48,7 +48,7 @@ def idle_tick(own: Server, count: int) -> float:
 
 
 def run(size: Size) -> list[Row]:
-    jobs, rounds = size(10_000, 1_500), size(3, 1)
+    jobs, rounds = size(8_000, 1_500), size(3, 1)
     rows: list[Row] = []
     with contextlib.ExitStack() as stack:
         servers = {count: stack.enter_context(server(partitions=count)) for count in COUNTS}

@@ -6,9 +6,9 @@ declaration fails at import of the user's module, not in a worker at night.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
-import contextlib
 import inspect
 import types
 import typing

@@ -15,7 +15,7 @@ import ffcore.contracts as c
 from ffbackend_valkey.library import assemble, lua_root
 from ffcore.contracts.upkeep import OutboxRef, OwedRow
 from ffcore.errors import Unavailable
-from ffcore.ids import uuid_of
+from ffcore.ids import partition_of, uuid_of
 from ffengine import Ticker
 from tests.integration.proxy import until
 from tests.lua.engine import P0, Engine, library_of, open_engine
@@ -30,7 +30,8 @@ OWING = '''run = function(p, a)
 async def owing(store_url: str) -> AsyncIterator[Engine]:
     source = (lua_root() / "library.lua").read_text()
     at = source.index('name = "ff_noop"')
-    changed = source[at:].replace('flags = { "no-writes" }', "flags = {}", 1).replace('run = function() return { "ok" } end,', OWING, 1)
+    changed = source[at:].replace('flags = { "no-writes" }', "flags = {}", 1)
+    changed = changed.replace('run = function() return { "ok" } end,', OWING, 1)
     assert "outbox.add" in changed
     clock = library_of().source  # the swapped clock is taken from the library the other tests load
     swapped = clock[clock.index("-- shared/clock.lua") : clock.index("-- shared/keys.lua")]
@@ -45,7 +46,7 @@ async def owing(store_url: str) -> AsyncIterator[Engine]:
 
 async def owe(engine: Engine) -> str:
     execution_id = await engine.submit()
-    await engine.call(c.NoopArgs(partition=execution_id[: execution_id.index("}") + 1], data=uuid_of(execution_id).encode()))  # type: ignore[arg-type]
+    await engine.call(c.NoopArgs(partition=partition_of(execution_id), data=uuid_of(execution_id).encode()))
     return execution_id
 
 
