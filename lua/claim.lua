@@ -63,10 +63,10 @@ define {
     for i = 1, #a.lanes do
       local lane = lanes.named(p, a.lanes[i], false)
       if lane and (lane.state == "active" or lane.state == "draining") then
-        local caps = { "-" }
-        for c = 1, math.min(#a.capability_sets, LIMITS.HEADS_N) do caps[#caps + 1] = a.capability_sets[c] end
-        for c = 1, #caps do
-          if redis.call("EXISTS", keys.queue(p, lane.no, caps[c])) == 1 then wake.ring(p, lane.no, caps[c]) end
+        local sets = queue.served(p, lane, a.capability_sets)
+        for c = 0, #sets do
+          local cap = sets[c] or "-"
+          if redis.call("EXISTS", keys.queue(p, lane.no, cap)) == 1 then wake.ring(p, lane.no, cap) end
         end
       end
     end

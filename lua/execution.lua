@@ -193,7 +193,7 @@ define {
   flags   = {},   -- refused over maxmemory: it admits new work
   run = function(p, a)
     local refusal, plan = plan_of(p, a)
-    local known, public = existing(p, a.execution_id, a.digest)
+    local known = existing(p, a.execution_id, a.digest)
     if known == "duplicate" then return { "duplicate", p.id_prefix .. a.execution_id } end
     if known then return reply.reject(known, p.id_prefix .. a.execution_id) end
     if refusal then return refusal end
@@ -203,7 +203,7 @@ define {
     if not tags then return reply.reject("invalid_input", "tags") end
     refusal = check_tags(tags) or open_plan(p, a, plan)
     if refusal then return refusal end
-    public = create(p, a, plan, a.execution_id, a.input_payload, a.digest, a.fairness_key, tags)
+    local public = create(p, a, plan, a.execution_id, a.input_payload, a.digest, a.fairness_key, tags)
     return { "created", p.id_prefix .. a.execution_id, public }
   end,
 }
@@ -221,7 +221,8 @@ define {
     local unfit, plan = plan_of(p, a)
     local items, opened = {}, false
     for i = 1, #a.items do
-      local row, known, public = a.items[i], nil, nil
+      local row = a.items[i]
+      local known, public
       local tags = row.tags and unpack_pairs(row.tags) or (not row.tags and {} or nil)
       if row.bad or bad_digest(row.digest) then known = "invalid_input"
       elseif not tags then known = "invalid_input"

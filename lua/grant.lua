@@ -110,7 +110,7 @@ define {
     -- As a claim does: what is held or past its deadline is taken care of, and the search goes on, bounded.
     local x
     for _ = 1, LIMITS.HOLD_SKIPS_N + 1 do
-      local got = queue.pop(p, lane, sets, 1)
+      local got = queue.pop(p, lane, sets, 1, p.now)
       if not got[1] then return { "no_work" } end
       x = record.load(p, got[1])
       if x and state.is_queued(x.state) then

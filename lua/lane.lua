@@ -85,7 +85,7 @@ define {
     local caps = redis.call("HKEYS", keys.caps(p, lane.no))
     table.sort(caps)
     table.insert(caps, 1, "-")
-    local ready, oldest, parked = 0, 0, 0
+    local ready, oldest = 0, 0
     for i = 1, #caps do
       local key = keys.queue(p, lane.no, caps[i])
       ready = ready + redis.call("ZCARD", key)
@@ -93,7 +93,7 @@ define {
       local created = head and tonumber(redis.call("HGET", keys.core(p, head), "c") or "0") or 0
       if created > 0 and (oldest == 0 or created < oldest) then oldest = created end
     end
-    parked = redis.call("ZCOUNT", keys.park(p, lane.no, "-"), p.now, "+inf")
+    local parked = redis.call("ZCOUNT", keys.park(p, lane.no, "-"), p.now, "+inf")
     local counts = { "ready", ready }
     counts[3], counts[4] = "active", lane.active
     local words = { "granted", "delayed", "blocked", "suspended", "completed", "failed", "cancelled", "expired", "skipped" }

@@ -88,19 +88,20 @@ local function read_cursor(text)
   return lane and { lane = lane, word = word, score = score, id = id } or nil
 end
 
--- Members of one index at or below a position, newest first.
+-- Members of one index behind a position, newest first. Any number of jobs may share one instant, and the one the
+-- cursor names may have moved on meanwhile: its place among those of its score is found by halving.
 local function page_of(key, cursor, want)
-  if not cursor then return redis.call("ZRANGE", key, 0, want - 1, "REV", "WITHSCORES") end
-  local got = redis.call("ZRANGE", key, cursor.score, "-inf", "BYSCORE", "REV", "LIMIT", 0, want + LIMITS.PAGE_MAX_N, "WITHSCORES")
-  local kept = {}
-  for i = 1, #got, 2 do
-    if got[i + 1] ~= cursor.score or got[i] < cursor.id then
-      kept[#kept + 1] = got[i]
-      kept[#kept + 1] = got[i + 1]
+  local start = 0
+  if cursor then
+    local above = redis.call("ZCOUNT", key, "(" .. cursor.score, "+inf")
+    local beyond = above + redis.call("ZCOUNT", key, cursor.score, cursor.score)
+    while above < beyond do
+      local middle = math.floor((above + beyond) / 2)
+      if redis.call("ZRANGE", key, middle, middle, "REV")[1] >= cursor.id then above = middle + 1 else beyond = middle end
     end
-    if #kept >= want * 2 then break end
+    start = above
   end
-  return kept
+  return redis.call("ZRANGE", key, start, start + want - 1, "REV", "WITHSCORES")
 end
 
 local function has_tag(p, x, wanted)

@@ -91,7 +91,7 @@ local function lease_from(p, a, want, out)
     local lane = want > 0 and lanes.named(p, names[(start + step - 1) % #names + 1])
     if lane and (lane.state == "active" or lane.state == "draining") then
       local asked = want
-      local got = queue.pop(p, lane, a.capability_sets, want)
+      local got = queue.pop(p, lane, a.capability_sets, want, out.n)
       for i = 1, #got, 2 do
         local id = got[i]
         local x = record.load(p, id)
@@ -132,8 +132,13 @@ local function park(p, a, on)
     -- A lane nobody has submitted to yet gets its number now, so that its first job can ring us.
     local lane = lanes.named(p, a.lanes[i], on)
     if lane then
-      local caps = { "-" }
-      for c = 1, math.min(#a.capability_sets, LIMITS.HEADS_N) do caps[#caps + 1] = a.capability_sets[c] end
+      -- Under every set its jobs require, and under a few that no job here has required yet: the first one rings.
+      local caps, listed, known = { "-" }, {}, queue.served(p, lane, a.capability_sets)
+      for c = 1, math.min(#a.capability_sets, LIMITS.HEADS_N) do
+        caps[#caps + 1] = a.capability_sets[c]
+        listed[a.capability_sets[c]] = true
+      end
+      for c = 1, #known do if not listed[known[c]] then caps[#caps + 1] = known[c] end end
       for c = 1, #caps do
         local key = keys.park(p, lane.no, caps[c])
         if on then

@@ -108,7 +108,7 @@ end
 -- retry's number: no random source, and two executions never march in step.
 function policy.backoff_ms(retry, retry_n, id)
   local b = policy.field(retry, "backoff")
-  local delay = 1000
+  local delay
   if b and b.type == "fixed" then
     delay = policy.field(b, "delay_ms") or 1000
   else

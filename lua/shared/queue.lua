@@ -156,14 +156,35 @@ function queue.turn(p, x, fresh)
   return record.text(p, next_turn(p, x))
 end
 
+-- Those of a caller's capability sets that the lane's table knows, in the caller's order. Nothing waits under any
+-- other, and a set that enters the table rings the lane's idle workers. `caps` is the same for a whole call.
+local NO_SETS = {}
+function queue.served(p, lane, caps)
+  if lane.revision == 0 or #caps == 0 then return NO_SETS end
+  local seen = p.served or {}
+  p.served = seen
+  local found = seen[lane.no]
+  if not found then
+    local known, rows = {}, redis.call("HKEYS", keys.caps(p, lane.no))
+    for i = 1, #rows do known[rows[i]] = true end
+    found = {}
+    for i = 1, #caps do if known[caps[i]] then found[#found + 1] = caps[i] end end
+    seen[lane.no] = found
+  end
+  return found
+end
+
 -- Up to `want` jobs of a lane, best first, over the capability sets given: id, score, id, score.
--- Pops them: whoever calls this leases them or puts them back in the same call.
-function queue.pop(p, lane, caps, want)
+-- Pops them: whoever calls this leases them or puts them back in the same call. One call compares at most HEADS_N
+-- queues that hold anything; `start` is another from call to call, so that no set stands behind the others for good.
+function queue.pop(p, lane, caps, want, start)
   local heads = { keys.queue(p, lane.no, "-") }
-  if lane.revision > 0 then
-    for i = 1, math.min(#caps, LIMITS.HEADS_N) do
-      local key = keys.queue(p, lane.no, caps[i])
-      if redis.call("EXISTS", key) == 1 then heads[#heads + 1] = key end
+  local sets = queue.served(p, lane, caps)
+  for i = 0, #sets - 1 do
+    local key = keys.queue(p, lane.no, sets[(start + i) % #sets + 1])
+    if redis.call("EXISTS", key) == 1 then
+      heads[#heads + 1] = key
+      if #heads > LIMITS.HEADS_N then break end
     end
   end
   local got

@@ -90,9 +90,7 @@ function record.write(p, x, ...)
   local given, n, gone = { ... }, 0, nil
   for i = 1, select("#", ...), 2 do
     local name, value = given[i], given[i + 1]
-    if not name then
-      -- A caller that had nothing to add.
-    elseif value then
+    if name and value then
       if type(value) == "number" then value = record.text(p, value) end
       scratch[n + 1] = SHORT[name]
       scratch[n + 2] = value
@@ -103,7 +101,7 @@ function record.write(p, x, ...)
         n = n + 2
         x.more = "1"
       end
-    elseif x[name] then
+    elseif name and x[name] then
       gone = gone or {}
       gone[#gone + 1] = SHORT[name]
       x[name] = nil
