@@ -30,6 +30,9 @@ OLDEST = "-"
 _PLACE = re.compile(r"(-|\d+-\d+)(?:\+(\d{1,5}))?")
 _TERMINAL = frozenset(word for word, row in STATES.items() if row.phase is LifecyclePhase.TERMINAL)
 _OPERATORS = frozenset({"cancel_requested", "held", "released", "unblocked"})
+"""First words of a reason that somebody outside the job brought about."""
+_WORKER = re.compile(r"(.+)\.[A-Za-z0-9]+\.\d+\.\d+")
+"""A batch claim's lease id begins with the worker's instance; that of the two-step claim says nothing of it."""
 _LEASE_WORDS = frozenset({"active", "reclaimable", "revoked"})
 
 
@@ -169,7 +172,7 @@ class Subscription:
     async def _event(self, partition: PartitionKey, sort: str, text: str) -> dict[str, Any] | None:
         if sort == "o":
             return _nobody(text) if self._kind == "operator" else None
-        uuid, was, now, _, attempt, lane, worker, why = text.split(" ", 7)
+        uuid, was, now, _, attempt, lane, lease_id, why = text.split(" ", 7)
         if not self._wants(was, now, why):
             return None
         execution_id = ExecutionId(f"{partition}:{uuid}")
@@ -178,10 +181,11 @@ class Subscription:
             return None
         if self._tags and not await self._tagged(execution_id):
             return None
+        holder = _WORKER.fullmatch(lease_id)
         return {
             "execution_id": execution_id, "lane": name, "from_state": None if was == "-" else _public(was),
             "to_state": _public(now), "attempt": int(attempt) if attempt.isdigit() else None,
-            "worker": None if worker == "-" else worker, "detail": "" if why == "-" else why,
+            "worker": holder[1] if holder else None, "detail": "" if why == "-" else why,
         }  # fmt: skip
 
     def _wants(self, was: str, now: str, why: str) -> bool:
@@ -189,7 +193,7 @@ class Subscription:
             return now in _TERMINAL and was != now
         if self._kind == "lease":
             return was in _LEASE_WORDS or now in _LEASE_WORDS
-        return why in _OPERATORS or now == "revoked"
+        return why.partition(" ")[0] in _OPERATORS or now == "revoked"
 
     async def _tagged(self, execution_id: ExecutionId) -> bool:
         """A record that is gone has no tags: it is left out, as if it had never carried them."""

@@ -34,27 +34,27 @@ REGISTRY = PartitionKey("{w:0}")
 
 
 class SubmitOptions(TypedDict, total=False):
-    """Options of `submit` and `submit_many`; spans are seconds or timedelta."""
+    """Options of `submit` and `submit_many`; spans are seconds or timedelta. None is as good as left out."""
 
-    delay: Duration
+    delay: Duration | None
     """Not before so much later, by this client's clock. Not together with `at`."""
-    at: datetime
+    at: datetime | None
     """Not before this instant; aware."""
-    priority: int
+    priority: int | None
     """-100 to 100; higher first. Default: the task's."""
-    lane: str
+    lane: str | None
     """Default: the task's."""
-    deadline: Duration
+    deadline: Duration | None
     """The job ends as expired so much later, whatever it is doing. Default: the task's."""
-    tags: Mapping[str, str]
+    tags: Mapping[str, str] | None
     """Keys carry a namespace: ``{"shop.tenant": "t1"}``."""
-    requires: Iterable[str]
+    requires: Iterable[str] | None
     """Capability tokens instead of the task's."""
-    durability: Durability
+    durability: Durability | None
     """More than the client's own: "fsync" asks the store once whether it keeps it."""
-    budget: object
-    quota: object
-    unique: object
+    budget: object | None
+    quota: object | None
+    unique: object | None
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -244,7 +244,7 @@ def _batches(rows: Sequence[NewExecution]) -> list[tuple[PartitionKey, list[int]
     for place, row in enumerate(rows):
         partition, size_n = ids.partition_of(row.execution_id), len(row.payload)
         places, bytes_n = filling.get(partition, (None, 0))
-        if places is None or len(places) >= limits.ROWS_N or bytes_n + size_n > limits.BATCH_BYTES:
+        if places is None or len(places) >= limits.BULK_N or bytes_n + size_n > limits.BATCH_BYTES:
             fresh: list[int] = []
             places, bytes_n = fresh, 0
             batches.append((partition, fresh))

@@ -1,28 +1,37 @@
 """Waiting for jobs to end: one object per client, one message and one read for many of them.
 
 Whoever waits registers with the store (one call per partition and turn of the loop) and is told on the client's
-own channel; results are then fetched together. Messages are hints: every POLL_S all awaited jobs are asked for in
-one batch per partition, which renews their registrations too, so a lost message costs a moment and nothing else.
+own channel; results are then fetched together. Messages are hints: every POLL_S, or more seldom in a large crowd, all
+awaited jobs are asked for in few calls, which renew their registrations too, so a lost message, or a channel that
+cannot be heard at all, costs a moment and nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ffcore import ids, limits
-from ffcore.errors import EngineError, NotFound, Rejected, Unavailable
+from ffcore.errors import EngineBug, EngineError, NotFound, Rejected, Unavailable
 from ffcore.ids import ExecutionId, PartitionKey
 from ffcore.states import STATES, LifecyclePhase
 from ffsdk.pace import Pace
 
 if TYPE_CHECKING:
+    from ffcore.args import Args
     from ffcore.backend import Backend, Subscription
     from ffcore.contracts.reads import ExecutionOutcome
 
+R = TypeVar("R")
+
 POLL_S: Final = 1.5
 """Far below the 60 s a registration lasts; seldom enough that a thousand waiters cost a few calls a second."""
+POLL_SHARE: Final = 10
+"""A look at everything may take a tenth of the time, no more: fifty thousand waiters must not slow down the work they
+wait for."""
+POLL_MAX_S: Final = 10.0
+"""A registration is renewed when half of its 60 s are over, so it survives a look or two that failed."""
 TERMINAL: Final = frozenset(word for word, row in STATES.items() if row.phase is LifecyclePhase.TERMINAL)
 
 
@@ -111,24 +120,23 @@ class Waiters:
         task.add_done_callback(self._work.discard)
 
     async def _register(self, partition: PartitionKey, chunk: list[ExecutionId]) -> None:
-        try:
-            await self._listen(partition)
-            await self._ask(partition, chunk)
-        except Unavailable as away:
-            if away.code == "closed":
-                self._fail(chunk, away)
-            # Otherwise the next poll asks again: a wait outlasts a store that restarts.
-        except EngineError as refused:
-            self._fail(chunk, refused)
-
-    async def _listen(self, partition: PartitionKey) -> None:
         """Subscribe before registering: a notice sent between the two would be lost."""
+        try:
+            await asyncio.shield(self._listening(partition))
+        except EngineError as deaf:
+            if not isinstance(deaf, Unavailable) or deaf.code == "closed":
+                self._fail(chunk, deaf)
+                return
+        await self._ask(partition, chunk)
+
+    def _listening(self, partition: PartitionKey) -> asyncio.Task[Subscription]:
+        """The subscription of a partition, or the attempt at one; begun anew if the last one failed."""
         task = self._subscriptions.get(partition)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
             channel = self._backend.client_channel(partition, self._name)
             opening = self._backend.subscribe([channel], self._heard_in(partition), self._pace.nudge)
             task = self._subscriptions[partition] = asyncio.ensure_future(opening)
-        await asyncio.shield(task)
+        return task
 
     def _heard_in(self, partition: PartitionKey) -> Callable[[str, bytes], None]:
         def heard(_channel: str, data: bytes) -> None:
@@ -141,11 +149,15 @@ class Waiters:
 
         return heard
 
-    async def _ask(self, partition: PartitionKey, chunk: list[ExecutionId]) -> None:
+    async def _ask(self, partition: PartitionKey, chunk: list[ExecutionId]) -> bool:
+        """Register, and see what has ended already. False: no answer, and the next poll asks again, so that a wait
+        outlasts a store that restarts."""
         from ffcore.contracts.reads import AwaitArgs, ExecutionRef
 
-        rows = [ExecutionRef(execution_id) for execution_id in chunk]
-        answer = await self._backend.call(AwaitArgs(partition=partition, client=self._name, items=rows))
+        args = AwaitArgs(partition=partition, client=self._name, items=[ExecutionRef(i) for i in chunk])
+        answer = await self._answer(args, chunk)
+        if answer is None:
+            return False
         for execution_id, state in zip(chunk, answer.states, strict=True):
             if state == "unknown":
                 self._fail([execution_id], _unknown(execution_id))
@@ -153,20 +165,15 @@ class Waiters:
                 self._ended.add(execution_id)
         if self._ended:
             self._book_turn()
+        return True
 
     async def _fetch(self, partition: PartitionKey, chunk: list[ExecutionId]) -> None:
         from ffcore.contracts.reads import ExecutionRef, ReadOutcomesArgs
 
-        try:
-            rows = [ExecutionRef(execution_id) for execution_id in chunk]
-            answer = await self._backend.call(ReadOutcomesArgs(partition=partition, items=rows))
-        except Unavailable as away:
-            if away.code == "closed":
-                self._fail(chunk, away)
+        args = ReadOutcomesArgs(partition=partition, items=[ExecutionRef(i) for i in chunk])
+        answer = await self._answer(args, chunk)
+        if answer is None:
             return  # the next poll finds them ended and fetches again
-        except EngineError as refused:
-            self._fail(chunk, refused)
-            return
         for execution_id, found in zip(chunk, answer.items, strict=True):
             future = self._awaited.get(execution_id)
             if future is None or future.done():
@@ -183,6 +190,20 @@ class Waiters:
         if self._ended or self._new:
             self._book_turn()
 
+    async def _answer(self, args: Args[R], chunk: list[ExecutionId]) -> R | None:
+        """None while the store is away. Whatever repeating does not mend ends the waits of the chunk: nobody else
+        would ever hear of it."""
+        try:
+            return await self._backend.call(args)
+        except Unavailable as away:
+            if away.code == "closed":
+                self._fail(chunk, away)
+        except EngineError as refused:
+            self._fail(chunk, refused)
+        except Exception as broken:
+            self._fail(chunk, EngineBug(f"waiting for jobs broke: {type(broken).__name__}: {broken}"))
+        return None
+
     def _fail(self, chunk: list[ExecutionId], error: EngineError) -> None:
         for execution_id in chunk:
             future = self._awaited.pop(execution_id, None)
@@ -192,9 +213,23 @@ class Waiters:
     # ---- the slow second way
 
     async def _poll(self) -> None:
+        clock, pause_s = asyncio.get_running_loop().time, POLL_S
         while True:
-            await self._pace.pause(POLL_S)
-            await asyncio.gather(*(self._register(*chunk) for chunk in _chunks(self._awaited)))
+            await self._pace.pause(pause_s)
+            began = clock()
+            chunks = _chunks(self._awaited)
+            for partition, _ in chunks:
+                # Not waited for: as long as nothing can be heard, asking is all there is.
+                self._listening(partition).add_done_callback(_seen)
+            answered = await asyncio.gather(*(self._ask(*chunk) for chunk in chunks))
+            # The time a store was away says nothing about the size of the crowd.
+            took_s = clock() - began if all(answered) else 0.0
+            pause_s = min(max(POLL_S, POLL_SHARE * took_s), POLL_MAX_S)
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 def _unknown(execution_id: ExecutionId) -> Rejected:

@@ -20,6 +20,7 @@ define {
     if p.holds_n >= LIMITS.HOLDS_N then return reply.reject("too_many_names", "holds") end
     redis.call("HSET", key, a.what, string.sub(a.reason, 1, 1024))
     lanes.note(p, "holds", p.holds_n + 1)
+    events.note(p, "hold " .. a.what)
     return { "held" }
   end,
 }
@@ -35,6 +36,7 @@ define {
     if refusal then return refusal end
     if redis.call("HDEL", keys.holds(p), a.what) == 0 then return { "not_held" } end
     lanes.note(p, "holds", math.max(0, p.holds_n - 1))
+    events.note(p, "release " .. a.what)
     redis.call("HINCRBY", p.key, "releases", 1)
     timers.set(p, "release", "held", p.now)
     return { "released" }

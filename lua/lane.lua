@@ -19,9 +19,7 @@ define {
     if before ~= a.state then
       lane.state = a.state
       lanes.note(p, "s" .. lane.no, a.state)
-      p.event_writes = p.event_writes or {}
-      table.insert(p.event_writes, "o")
-      table.insert(p.event_writes, "lane " .. a.lane_id .. " " .. before .. " " .. a.state)
+      events.note(p, "lane " .. a.lane_id .. " " .. before .. " " .. a.state)
       if a.state == "active" or a.state == "draining" then
         for _ = 1, LIMITS.HEADS_N do wake.ring(p, lane.no, "-") end
       end

@@ -29,7 +29,7 @@ local function soonest(key)
 end
 
 -- One partition. `force` ticks it whoever its ticker is.
-local function tick(p, a)
+local function tick(p, a, limit)
   local ticker = redis.call("HGET", p.key, "ticker")
   if ticker and ticker ~= a.ticker and p.ticker_until > p.now and not a.force then
     return { p.tag, 0, 0, 0, p.ticker_until, p.now, {} }
@@ -37,9 +37,9 @@ local function tick(p, a)
   steady_clock(p)
   p.touched = true
   p.ticker_until = 0   -- what this call sets is seen by its own answer: it must not ring itself
-  local done = due.run(p, a.limit)
+  local done = due.run(p, limit)
   partition.flush(p)
-  local reaped = reap.run(p, a.limit)
+  local reaped = reap.run(p, limit)
   if ticker ~= a.ticker then lanes.note(p, "ticker", a.ticker) end
   partition.flush(p)
   lanes.note(p, "ticker_until", p.now + LIMITS.TICKER_MS)
@@ -63,7 +63,9 @@ define {
     if a.limit < 1 or a.limit > LIMITS.PAGE_MAX_N then return reply.reject("invalid_input", "limit") end
     if a.ticker == "" or #a.ticker > LIMITS.WORKER_INSTANCE_BYTES or string.find(a.ticker, "[%c%s]") then return reply.reject("invalid_input", "ticker") end
     local rows = {}
-    for i = 1, #ps do rows[i] = tick(ps[i], a) end
+    -- The limit is the call's: a server that is held for many partitions is held as long as for one.
+    local share = math.max(1, math.floor(a.limit / #ps))
+    for i = 1, #ps do rows[i] = tick(ps[i], a, share) end
     return { "ticked", rows }
   end,
 }

@@ -23,7 +23,9 @@ define {
           local until_ms = p.now + LIMITS.WAITER_MS
           local name, kept_until = string.match(got[2] or "", "^(%S+) (%d+)$")
           if not name or name == a.client or tonumber(kept_until) < p.now then
-            redis.call("HSET", keys.core(p, id), "x", "1", "wt", a.client .. " " .. string.format("%.0f", until_ms))
+            -- The fallback asks every moment about all there is: a registration is written anew when half of it is over.
+            local fresh = name == a.client and tonumber(kept_until) > p.now + LIMITS.WAITER_MS / 2
+            if not fresh then redis.call("HSET", keys.core(p, id), "x", "1", "wt", a.client .. " " .. string.format("%.0f", until_ms)) end
           else
             redis.call("ZADD", keys.waiters(p, id), until_ms, a.client)
             timers.reap(p, "waiters", id, until_ms + 1000)

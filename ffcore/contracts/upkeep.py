@@ -58,7 +58,10 @@ class Ticked(Outcome, tag="ticked"):
 
 
 class TickArgs(Args[Ticked]):
-    """Do what is due, at most `limit` timers and `limit` purges per partition, and promise to look again."""
+    """Do what is due, at most `limit` timers and `limit` purges over all partitions named, and promise to look again.
+
+    What is left is due at once: `next_due_ms` is not later than `now_ms`, so ask again.
+    """
 
     partitions: list[PartitionKey]
     ticker: str

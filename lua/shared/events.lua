@@ -19,6 +19,14 @@ function events.add(p, x, from, to, why)
     .. " " .. x.lane .. " " .. (to == "active" and x.lease_id or "-") .. " " .. (why or "-")
 end
 
+-- What an operator did to the partition rather than to one execution, as text.
+function events.note(p, text)
+  local list = p.event_writes or {}
+  p.event_writes = list
+  list[#list + 1] = "o"
+  list[#list + 1] = text
+end
+
 function events.flush(p)
   local list = p.event_writes
   if list then

@@ -84,7 +84,9 @@ end
 
 local function intern_set(p, lane, digest, text)
   redis.call("HSET", keys.caps(p, lane.no), digest, text)
-  lane.revision = lane.revision + 1
+  -- The time, because a claim answers the highest revision of all lanes and partitions it looked at: a plain count
+  -- of one that changes rarely would hide behind another's.
+  lane.revision = math.max(lane.revision + 1, p.now)
   lanes.note(p, "c" .. lane.no, lane.revision)
   -- Nobody can be parked under a set nobody knew: ring the lane's idle workers to read the table.
   for _ = 1, LIMITS.HEADS_N do wake.ring(p, lane.no, "-") end

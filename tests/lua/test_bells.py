@@ -93,6 +93,21 @@ async def test_a_job_rings_only_workers_that_can_serve_it(engine: Engine) -> Non
     assert await ear.heard() == [("gpu", "work")]
 
 
+async def test_a_worker_of_many_sets_is_rung_for_the_last_of_them(engine: Engine) -> None:
+    await engine.submit(policy=needs("gpu"))
+    gpu = (await sets_of(engine))["gpu"]
+    many = [*(f"{n:012x}" for n in range(2 * limits.HEADS_N)), gpu]
+    await engine.claim(capability_sets=[gpu])
+    await parked_workers(engine, "a", capability_sets=many)
+    ear = await engine.listen(*channels(engine, "a"))
+    await engine.submit(policy=needs("gpu"))
+    assert await ear.heard() == [("a", "work")]
+    passing = c.PassBellArgs(partition=P0, lanes=["mail"], capability_sets=many)
+    await engine.command("ZADD", f"ff:{P0}:park:1:{gpu}", START_MS + 5_000, "a")
+    await engine.call(passing)
+    assert await ear.heard() == [("a", "work")]
+
+
 async def test_a_set_nobody_knew_wakes_idle_workers_to_read_the_table(engine: Engine) -> None:
     await parked_workers(engine, "a", "b")
     ear = await engine.listen(*channels(engine, "a", "b"))

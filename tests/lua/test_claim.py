@@ -129,14 +129,54 @@ async def test_order_holds_across_the_sets_a_worker_serves(engine: Engine) -> No
     assert [job.execution_id for job in await engine.claim(5, capability_sets=list(sets.values()))] == order
 
 
+async def test_no_capability_set_stands_behind_the_others_for_good(engine: Engine) -> None:
+    """A worker may serve more sets than one claim compares; what stands first in its list need not run dry first."""
+    names = [f"c{n:02}" for n in range(2 * limits.HEADS_N)]
+    first = {name: await engine.submit(policy=needs(name)) for name in names}
+    digests = await sets_of(engine)
+    for name in names:
+        await engine.submit(policy=needs(name))
+        await engine.submit(policy=needs(name))
+    last = max(names, key=lambda name: digests[name])
+    claims = [await engine.claim(capability_sets=sorted(digests.values())) for _ in range(2 * len(names))]
+    assert first[last] in {job.execution_id for jobs in claims for job in jobs}
+
+
+async def test_sets_of_other_lanes_do_not_hide_a_job(engine: Engine) -> None:
+    """A worker names the sets of all its lanes in one list."""
+    id = await engine.submit(policy=needs("gpu"))
+    strangers = [f"{n:012x}" for n in range(3 * limits.HEADS_N)]
+    sets = [*strangers, *(await sets_of(engine)).values()]
+    assert [job.execution_id for job in await engine.claim(capability_sets=sets)] == [id]
+
+
 async def test_a_claim_says_how_new_the_table_of_sets_is(engine: Engine) -> None:
+    async def revision() -> int:
+        return (await engine.call(engine.claiming(1))).sets_revision
+
     await engine.submit()
-    assert (await engine.call(engine.claiming(1))).sets_revision == 0
+    assert await revision() == 0
     await engine.submit(policy=needs("gpu"))
+    first = await revision()
     await engine.submit(policy=needs("tpu"))
+    second = await revision()
     await engine.submit(policy=needs("gpu"))
-    assert (await engine.call(engine.claiming(1))).sets_revision == 2
-    assert (await engine.call(c.ListCapabilitySetsArgs(partition=P0, lanes=["mail", "none"]))).revision == 2
+    assert 0 < first < second == await revision()
+    assert (await engine.call(c.ListCapabilitySetsArgs(partition=P0, lanes=["mail", "none"]))).revision == second
+
+
+@pytest.mark.parametrize(("lane", "partition"), [("rare", P0), ("mail", P1)])
+async def test_a_set_of_a_lane_or_partition_that_rarely_changes_is_told_too(
+    engine: Engine, lane: str, partition: Any
+) -> None:
+    """One number stands for all that a claim looked at."""
+    for n in range(5):
+        await engine.submit(policy=needs(f"c{n}"))
+    everywhere = {"partitions": [P0, P1], "lanes": ["mail", "rare"]}
+    known = (await engine.call(engine.claiming(1, **everywhere))).sets_revision
+    await engine.advance(1_000)
+    await engine.submit(id=engine.new_id(partition), lane_id=lane, policy=needs("gpu"))
+    assert (await engine.call(engine.claiming(1, **everywhere))).sets_revision > known
 
 
 async def test_the_table_of_sets_is_bounded_and_gives_up_one_without_waiting_jobs(engine: Engine) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+import typing
 from collections.abc import Iterator
 
 import pytest
 
 import ffsdk as ff
 from ffsdk import client, job, lanes, sync
+from ffsdk.submit import SubmitOptions
 
 
 def public(cls: type) -> set[str]:
@@ -64,3 +66,10 @@ def test_every_error_a_user_can_meet_is_public(error_classes: list[type[BaseExce
         if isinstance(value := getattr(ff, name), type) and issubclass(value, BaseException)
     )
     assert [cls for cls in error_classes if not issubclass(cls, covered)] == []
+
+
+def test_every_option_of_a_submit_may_be_given_as_none() -> None:
+    """Callers hand on what their own callers left out, and their type checker has to agree."""
+    hints = typing.get_type_hints(SubmitOptions)
+    assert {"delay", "at", "lane", "requires", "durability"} <= set(hints)
+    assert [name for name, hint in hints.items() if type(None) not in typing.get_args(hint)] == []
