@@ -209,7 +209,7 @@ async def test_a_worker_killed_at_any_point_loses_nothing_and_ends_nothing_twice
             process.kill()
             process.wait()
         assert process.returncode == -signal.SIGKILL
-        before = [(await job.status()).state for job in jobs]
+        before: list[str] = [(await job.status()).state for job in jobs]
         async with working(app, lanes=[lane], concurrency=3, tick=False):
             results = [await job.result(timeout=30) for job in jobs]
         statuses = [await job.status() for job in jobs]
@@ -315,7 +315,7 @@ async def test_a_server_killed_under_load_keeps_every_acknowledged_job(tmp_path:
                 assert lost == [], "what the server acknowledged was on its disk"
             stop.set()
             await asyncio.gather(*submitting)
-            results = {key: await client.job(id).result(timeout=60) for key, id in acknowledged.items()}
+            results: dict[str, Any] = {key: await client.job(id).result(timeout=60) for key, id in acknowledged.items()}
             assert {f"job-{n}": n for n, *_ in results.values()} == {key: int(key[4:]) for key in acknowledged}
             counted = await ends(client.backend)
             assert set(counted) == set(acknowledged.values()), "and nothing that nobody submitted"

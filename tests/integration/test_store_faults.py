@@ -22,9 +22,12 @@ from ffbackend_valkey.library import Library, assemble, library, lua_root
 from ffbackend_valkey.multiplexer import Multiplexer
 from ffbackend_valkey.stores import connect
 from ffbackend_valkey.url import parse_url
-from ffcore.backend import StoreConfig
+from ffcore.args import Args
+from ffcore.backend import Backend, StoreConfig
 from ffcore.errors import Terminal
-from ffcore.ids import ExecutionId
+from ffcore.ids import AttemptIndex, ExecutionId, partition_of
+from ffsdk.pace import VirtualPace
+from ffsdk.waiters import Waiters
 from tests.integration.proxy import Proxy, own_server, until
 from tests.integration.test_faults import ID, Order, keyspace, make_app, refused, wipe
 
@@ -51,6 +54,9 @@ async def client(url: str) -> AsyncIterator[ff.Client]:
 # ---- fences ------------------------------------------------------------------------------------------------
 
 
+FIRST = AttemptIndex(0)
+
+
 async def claimed(client: ff.Client, *, lease_ms: int = 30_000) -> c.ClaimedJob:
     """One job, leased by a worker that is this test."""
     await client.submit("order", Order(1))
@@ -63,7 +69,11 @@ async def claimed(client: ff.Client, *, lease_ms: int = 30_000) -> c.ClaimedJob:
 
 
 def fence_of(job: c.ClaimedJob, **other: Any) -> c.LeaseFence:
-    given = {"lease_id": job.lease_id, "lease_epoch": job.lease_epoch, "attempt_id": job.attempt_id} | other
+    given: dict[str, Any] = {
+        "lease_id": job.lease_id,
+        "lease_epoch": job.lease_epoch,
+        "attempt_id": job.attempt_id,
+    } | other
     return c.LeaseFence(**given)
 
 
@@ -71,10 +81,10 @@ def reports(job: c.ClaimedJob, fence: c.LeaseFence) -> list[Any]:
     """Every way in which the holder of a lease changes its job."""
     text = f"{fence.lease_id} {fence.lease_epoch} {fence.attempt_id}"
     return [
-        c.CompleteExecutionArgs(execution_id=job.execution_id, fence=fence, attempt_index=0, result_payload=b"1"),
-        c.FailExecutionArgs(execution_id=job.execution_id, fence=fence, attempt_index=0, failure_reason="no",
+        c.CompleteExecutionArgs(execution_id=job.execution_id, fence=fence, attempt_index=FIRST, result_payload=b"1"),
+        c.FailExecutionArgs(execution_id=job.execution_id, fence=fence, attempt_index=FIRST, failure_reason="no",
                             failure_category="error", retry_policy_json=""),
-        c.RenewLeaseArgs(execution_id=job.execution_id, fence=fence, attempt_index=0, lease_ttl_ms=30_000,
+        c.RenewLeaseArgs(execution_id=job.execution_id, fence=fence, attempt_index=FIRST, lease_ttl_ms=30_000,
                          lease_history_grace_ms=0),
         c.UnclaimArgs(execution_id=job.execution_id, fence=text, reason="hand_back"),
         c.CancelExecutionArgs(execution_id=job.execution_id, reason="", lease_id=fence.lease_id,
@@ -113,7 +123,7 @@ async def test_a_second_complete_answers_the_first_outcome_and_changes_nothing(u
     assert (await client.backend.call(complete)).replayed is False
     before = await keyspace(url)
     other = c.CompleteExecutionArgs(
-        execution_id=job.execution_id, fence=fence_of(job), attempt_index=0, result_payload=b"2"
+        execution_id=job.execution_id, fence=fence_of(job), attempt_index=FIRST, result_payload=b"2"
     )
     for again in (complete, other):
         assert (await client.backend.call(again)).replayed is True
@@ -149,14 +159,15 @@ async def cut_off(url: str) -> AsyncIterator[tuple[Proxy, ff.Client]]:
     proxy = Proxy(parse_url(url))
     await proxy.start()
     async with make_app(proxy.target.display).client() as client:
-        backend = client.backend
-        assert isinstance(backend, ValkeyBackend)
-        backend._patience = 0.1
-        calls = backend._calls
-        assert isinstance(calls, Multiplexer)
-        calls._connect_timeout = 0.2
+        patience(client, 0.1)
         yield proxy, client
     await proxy.close()
+
+
+def patience(client: ff.Client, seconds: float) -> None:
+    backend = client.backend
+    assert isinstance(backend, ValkeyBackend) and isinstance(backend._calls, Multiplexer)
+    backend._patience = backend._calls._connect_timeout = seconds
 
 
 async def test_a_call_cut_off_in_the_middle_says_that_it_may_have_applied_and_can_be_repeated(
@@ -172,10 +183,11 @@ async def test_a_call_cut_off_in_the_middle_says_that_it_may_have_applied_and_ca
         await submitting
     assert caught.value.may_have_applied is True
     await proxy.start()
+    patience(client, 20)
     before = await keyspace(url)
     job = await client.submit("order", Order(1), key="once")
     assert job.created is False, "the first one had arrived"
-    assert {key for key in await keyspace(url)} == set(before)
+    assert set(await keyspace(url)) == set(before)
 
 
 async def test_a_call_refused_a_connection_says_that_it_has_not_applied(
@@ -188,9 +200,72 @@ async def test_a_call_refused_a_connection_says_that_it_has_not_applied(
     assert raised.may_have_applied is False
     with pytest.raises(ff.SubmitErrors) as some:
         await client.submit_many("order", [Order(1), Order(2)])
-    assert [error.may_have_applied for error in some.value.exceptions] == [False, False]
+    assert [getattr(error, "may_have_applied", None) for error in some.value.exceptions] == [False, False]
     await proxy.start()
+    patience(client, 20)
     assert (await client.submit("order", Order(1), key="once")).created is True
+
+
+class Deaf:
+    """A backend that cannot subscribe: no channel is confirmed in time, or a firewall drops that connection."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.asked_n = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    async def call(self, args: Args[Any]) -> Any:
+        self.asked_n += isinstance(args, c.AwaitArgs)
+        return await self._backend.call(args)
+
+    async def subscribe(self, *_: Any) -> Any:
+        raise ff.Unavailable("not confirmed in time")
+
+
+async def test_results_come_although_nothing_can_be_heard(client: ff.Client) -> None:
+    """Notices are hints; a client without them finds the end by asking."""
+    pace, deaf = VirtualPace(), Deaf(client.backend)
+    waiters = Waiters(deaf, "deaf", pace)  # type: ignore[arg-type]  # it is one, as far as waiting goes
+    job = await client.submit("order", Order(1))
+    waiting = asyncio.create_task(waiters.wait(job.id))
+    await until(lambda: deaf.asked_n == 1, "the first question")
+    await job.cancel("unheard")
+    assert not waiting.done()
+
+    def ended() -> bool:
+        pace.nudge()
+        return waiting.done()
+
+    await until(ended)
+    assert (await waiting).reason == "unheard"
+    await waiters.close()
+
+
+async def test_what_breaks_while_waiting_is_told_to_who_waits(client: ff.Client) -> None:
+    """A fault of ours must not look like a job that takes long."""
+
+    class Broken(Deaf):
+        async def call(self, args: Args[Any]) -> Any:
+            raise RuntimeError("a fault of ours")
+
+    waiters = Waiters(Broken(client.backend), "broken", VirtualPace())  # type: ignore[arg-type]
+    job = await client.submit("order", Order(1))
+    with pytest.raises(ff.EngineBug, match="a fault of ours"):
+        async with asyncio.timeout(20):
+            await waiters.wait(job.id)
+    await waiters.close()
+
+
+async def test_asking_again_for_what_has_not_ended_writes_nothing(url: str, client: ff.Client) -> None:
+    """A crowd of waiters asks every moment: it must not fill the log of a store that keeps everything."""
+    job = await client.submit("order", Order(1))
+    asking = c.AwaitArgs(partition=partition_of(job.id), client="c1", items=[c.ExecutionRef(job.id)])
+    await client.backend.call(asking)
+    before = await keyspace(url)
+    await client.backend.call(asking)
+    assert await keyspace(url) == before
 
 
 class Slow:
