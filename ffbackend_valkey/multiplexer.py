@@ -1,4 +1,5 @@
-"""Many callers, one connection: calls made in one turn of the event loop leave in one write; none is sent twice.
+"""Many callers, one connection: calls made in one turn of the event loop leave in one write
+(the first at once, where nothing is in flight); none is sent twice.
 
 A call is first `queued` (this turn), perhaps `held` (no room or no connection), then in flight. A held call was
 never sent, so it survives a reconnect; a call in flight does not: it fails with `may_have_applied=True`.
@@ -119,6 +120,11 @@ class Multiplexer:
             caller.set_exception(self._no_room())
             return caller
         if not queued:
+            link = self._link
+            if link is not None and not link.waiting and link.writable and not self._held:
+                # An idle connection: nothing to fold with yet, and a turn of the loop would be a good part of the wait.
+                link.send(packed, (caller,))
+                return caller
             self._loop.call_soon(self._flush)
         queued.append(packed)
         self._callers.append(caller)

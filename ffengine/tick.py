@@ -27,8 +27,8 @@ JITTER_S: Final = 0.8
 """Between the end of another's promise and our look, at most: ten idle workers look about six times a second."""
 TOGETHER_S: Final = 0.3
 """Looks that may as well come earlier do, by this much, so that one call serves them all."""
-LIMIT: Final = 200
-"""Timers and purges of one call, over all its partitions: some 4 ms of a held server."""
+LIMIT: Final = 100
+"""Timers and purges of one call, over all its partitions: some 3 ms of a held server."""
 BACKOFF_S: Final = (0.05, 2.0)
 
 

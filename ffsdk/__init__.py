@@ -96,8 +96,8 @@ def connect(url: str | None = None, *, namespace: str = "default", durability: D
 def __getattr__(name: str) -> Any:
     import importlib
 
-    if name == "sync":
-        return importlib.import_module("ffsdk.sync")
+    if name in ("sync", "testing"):
+        return importlib.import_module(f"ffsdk.{name}")
     module = _MODULE_OF.get(name)
     if module is None:
         raise AttributeError(f"ffsdk has no {name!r}")

@@ -28,7 +28,10 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         checks.whole(self.max_attempts, "max_attempts", 1, 1_000_000)
         span_ms(self.backoff, "backoff")
-        span_ms(self.max_backoff, "max_backoff")
+        if span_ms(self.max_backoff, "max_backoff") < span_ms(self.backoff, "backoff"):
+            raise InvalidArgument(
+                f"backoff={self.backoff} is more than max_backoff={self.max_backoff}, which would cap it: raise max_backoff too"
+            )
         if isinstance(self.on, str) or (self.on is not None and not self.on):
             raise InvalidArgument("on= takes a tuple of failure categories, or None for all of them")
         self.policy()  # the engine's own bounds

@@ -61,7 +61,7 @@ define {
     if not x then return reply.reject("execution_not_found") end
     if x.state ~= "blocked" then return reply.reject("not_blocked", x.state) end
     if a.expected_blocking_reason and a.expected_blocking_reason ~= x.reason then return reply.reject("invalid_blocking_reason", x.reason) end
-    state.move(p, x, x.next == "reclaim" and "reclaimable" or "ready", "unblocked", "reason", false, "turn", queue.turn(p, x, false), "moved_at", p.now)
+    state.requeue(p, x, "unblocked", "reason", false)
     return { "unblocked" }
   end,
 }

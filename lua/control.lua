@@ -171,7 +171,8 @@ due.on("deadline", function(p, id)
   local x = record.load(p, id)
   if x and not state.is_terminal(x.state) and x.deadline_at and tonumber(x.deadline_at) <= p.now and x.next ~= "compensation" then
     local holder = x.state == "active" and record.worker(x) or ""
-    state.finish(p, x, "expired", "execution_deadline")
+    -- A cancel that was asked for first is what ends it, also when the deadline comes before its grace is over.
+    if not attempt.cancelled_instead(p, x) then state.finish(p, x, "expired", "execution_deadline") end
     wake.worker(p, holder, "cancel " .. p.id_prefix .. id)
   end
 end)
@@ -241,35 +242,32 @@ define {
 -- Set tags (their keys carry a namespace: "shop.tenant"); an empty value removes one.
 define {
   name    = "ff_set_execution_tags",
-  args    = { "execution_id:id", "tags:json" },
+  args    = { "execution_id:id", "tags:blob" },
   returns = { "ok" },
   errors  = { "execution_not_found", "invalid_tag_key", "invalid_input" },
   flags   = { "allow-oom" },
   run = function(p, a)
     local x = record.load(p, a.execution_id)
     if not x then return reply.reject("execution_not_found") end
-    if type(a.tags) ~= "table" then return reply.reject("invalid_input", "tags") end
-    local names = {}
-    for name, value in pairs(a.tags) do -- order-free
-      if type(name) ~= "string" or #name > LIMITS.NAME_BYTES or not string.find(name, "^[a-z][a-z0-9_]*%.[%w_.%-]+$") then
-        return reply.reject("invalid_tag_key", name)
-      end
-      if type(value) ~= "string" or #value > LIMITS.TAG_VALUE_BYTES then return reply.reject("invalid_input", "tag " .. name) end
-      names[#names + 1] = name
-    end
-    table.sort(names)
+    local given = names.unpack_pairs(a.tags)
+    if not given then return reply.reject("invalid_input", "tags") end
+    local refusal = names.check_tags(given)
+    if refusal then return refusal end
     local kept, flat = {}, record.tags(p, x)
-    local n = #flat / 2
+    local n, set, gone = #flat / 2, {}, {}
     for i = 1, #flat, 2 do kept[flat[i]] = true end
-    for i = 1, #names do
-      if a.tags[names[i]] == "" then n = n - (kept[names[i]] and 1 or 0) else n = n + (kept[names[i]] and 0 or 1) end
+    for i = 1, #given, 2 do
+      local name, value = given[i], given[i + 1]
+      if value == "" then
+        gone[#gone + 1] = "t:" .. name
+        if kept[name] then n = n - 1 end
+      else
+        set[#set + 1], set[#set + 2] = "t:" .. name, value
+        if not kept[name] then n = n + 1 end
+      end
+      kept[name] = value ~= ""
     end
     if n > LIMITS.TAGS_N then return reply.reject("invalid_input", "more than " .. LIMITS.TAGS_N .. " tags") end
-    local set, gone = {}, {}
-    for i = 1, #names do
-      if a.tags[names[i]] == "" then gone[#gone + 1] = "t:" .. names[i]
-      else set[#set + 1] = "t:" .. names[i]; set[#set + 1] = a.tags[names[i]] end
-    end
     if #set > 0 then record.describe(p, x, unpack(set)) end
     if #gone > 0 then redis.call("HDEL", keys.detail(p, x.id), unpack(gone)) end
     return { "ok", n }

@@ -5,11 +5,9 @@
 
 local function check_names(p, a)
   if string.sub(p.tag, 1, 4) ~= "{fp:" then return reply.reject("invalid_input", "partition") end
-  if #a.lane_id > LIMITS.NAME_BYTES or string.find(a.lane_id, "[%c%s{}#]") or a.lane_id == "" then return reply.reject("invalid_input", "lane_id") end
-  if #a.execution_kind > LIMITS.NAME_BYTES or string.find(a.execution_kind, "[%c%s{}]") or a.execution_kind == "" then
-    return reply.reject("invalid_input", "execution_kind")
-  end
-  if #a.namespace > LIMITS.NAME_BYTES or string.find(a.namespace, "[%c%s{}]") or a.namespace == "" then return reply.reject("invalid_input", "namespace") end
+  if not names.is_lane(a.lane_id) then return reply.reject("invalid_input", "lane_id") end
+  if not names.is_name(a.execution_kind) then return reply.reject("invalid_input", "execution_kind") end
+  if not names.is_name(a.namespace) then return reply.reject("invalid_input", "namespace") end
   if a.priority < LIMITS.PRIORITY_MIN or a.priority > LIMITS.PRIORITY_MAX then return reply.reject("invalid_input", "priority") end
   if #a.creator_identity > LIMITS.KEY_BYTES then return reply.reject("invalid_input", "creator_identity") end
   if a.version < 1 or a.version > 1000000000 then return reply.reject("invalid_input", "version") end
@@ -18,29 +16,6 @@ end
 
 -- A digest stands in the record and in the tombstone: 16 bytes of ours, and never more than twice that.
 local function bad_digest(digest) return digest == "" or #digest > 32 end
-
--- Flat, length-prefixed pairs ("<bytes>:<text>" each), so that any text survives without an escape.
--- nil when malformed or out of bounds.
-local function unpack_pairs(packed)
-  local flat, at = {}, 1
-  while at <= #packed do
-    local colon = string.find(packed, ":", at, true)
-    local n = colon and tonumber(string.sub(packed, at, colon - 1))
-    if not n or n < 0 or colon + n > #packed then return nil end
-    flat[#flat + 1] = string.sub(packed, colon + 1, colon + n)
-    at = colon + n + 1
-  end
-  if #flat % 2 == 1 or #flat > 2 * LIMITS.TAGS_N then return nil end
-  return flat
-end
-
--- Tag keys carry a namespace of their owner: "shop.tenant".
-local function check_tags(flat)
-  for i = 1, #flat, 2 do
-    if #flat[i] > LIMITS.NAME_BYTES or not string.find(flat[i], "^[a-z][a-z0-9_]*%.[%w_.%-]+$") then return reply.reject("invalid_tag_key", flat[i]) end
-    if #flat[i + 1] > LIMITS.TAG_VALUE_BYTES then return reply.reject("invalid_input", "tag " .. flat[i]) end
-  end
-end
 
 -- What is the same for every execution of a call: names, policy, times. A refusal, or the plan.
 local function plan_of(p, a)
@@ -199,9 +174,9 @@ define {
     if refusal then return refusal end
     if bad_digest(a.digest) then return reply.reject("invalid_input", "digest") end
     if #a.input_payload > LIMITS.PAYLOAD_BYTES then return reply.reject("payload_too_large", #a.input_payload) end
-    local tags = unpack_pairs(a.tags)
+    local tags = names.unpack_pairs(a.tags)
     if not tags then return reply.reject("invalid_input", "tags") end
-    refusal = check_tags(tags) or open_plan(p, a, plan)
+    refusal = names.check_tags(tags) or open_plan(p, a, plan)
     if refusal then return refusal end
     local public = create(p, a, plan, a.execution_id, a.input_payload, a.digest, a.fairness_key, tags)
     return { "created", p.id_prefix .. a.execution_id, public }
@@ -223,10 +198,10 @@ define {
     for i = 1, #a.items do
       local row = a.items[i]
       local known, public
-      local tags = row.tags and unpack_pairs(row.tags) or (not row.tags and {} or nil)
+      local tags = row.tags and names.unpack_pairs(row.tags) or (not row.tags and {} or nil)
       if row.bad or bad_digest(row.digest) then known = "invalid_input"
       elseif not tags then known = "invalid_input"
-      elseif check_tags(tags) then known = check_tags(tags)[2]
+      elseif names.check_tags(tags) then known = names.check_tags(tags)[2]
       elseif #row.payload > LIMITS.PAYLOAD_BYTES then known = "payload_too_large"
       else known, public = existing(p, row.execution_id, row.digest) end
       if not known and not unfit and not opened then

@@ -48,7 +48,7 @@ due.on("grant", function(p, id)
   if tonumber(until_ms) > p.now then
     timers.set(p, "grant", id, tonumber(until_ms))
   else
-    state.move(p, x, x.next == "reclaim" and "reclaimable" or "ready", "grant_expired", "grant", false, "turn", queue.turn(p, x, false))
+    state.requeue(p, x, "grant_expired", "grant", false)
   end
 end)
 
@@ -146,7 +146,7 @@ local function take(p, a, resumed)
   if a.lease_ttl_ms < LIMITS.LEASE_TTL_MIN_MS or a.lease_ttl_ms > LIMITS.LEASE_TTL_MAX_MS then return nil, reply.reject("invalid_input", "lease_ttl_ms") end
   if a.lease_id == "" or #a.lease_id > LIMITS.LEASE_ID_BYTES or string.find(a.lease_id, "[%c%s]") then return nil, reply.reject("invalid_input", "lease_id") end
   local instance = a.worker_instance_id
-  if instance == "" or #instance > LIMITS.WORKER_INSTANCE_BYTES or string.find(instance, "[%c%s]") then
+  if not names.is_instance(instance) then
     return nil, reply.reject("invalid_input", "worker_instance_id")
   end
   if x.state ~= "granted" then

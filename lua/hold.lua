@@ -55,7 +55,7 @@ due.on("release", function(p, id)
     if not still or not holds.of(p, x) then
       redis.call("ZREM", keys.held(p), cursor[i])
       if still then
-        state.move(p, x, x.next == "reclaim" and "reclaimable" or "ready", "released", "reason", false, "turn", queue.turn(p, x, false))
+        state.requeue(p, x, "released", "reason", false)
       end
     else
       redis.call("ZADD", keys.held(p), release, cursor[i])

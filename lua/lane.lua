@@ -12,7 +12,7 @@ define {
   flags   = { "allow-oom" },
   run = function(p, a)
     if not STATES[a.state] then return reply.reject("invalid_input", "state") end
-    if a.lane_id == "" or #a.lane_id > LIMITS.NAME_BYTES or string.find(a.lane_id, "[%c%s{}#]") then return reply.reject("invalid_input", "lane_id") end
+    if not names.is_lane(a.lane_id) then return reply.reject("invalid_input", "lane_id") end
     local lane = lanes.named(p, a.lane_id, true)
     if not lane then return reply.reject("too_many_names", "lanes") end
     local before = lane.state
@@ -37,7 +37,7 @@ define {
   errors  = { "invalid_input", "too_many_names" },
   flags   = { "allow-oom" },
   run = function(p, a)
-    if a.lane_id == "" or #a.lane_id > LIMITS.NAME_BYTES or string.find(a.lane_id, "[%c%s{}#]") then return reply.reject("invalid_input", "lane_id") end
+    if not names.is_lane(a.lane_id) then return reply.reject("invalid_input", "lane_id") end
     if a.age_ms < 0 or a.count < 0 or a.bytes < 0 or a.age_ms > LIMITS.SPAN_MAX_MS then return reply.reject("invalid_input", "retention") end
     local lane = lanes.named(p, a.lane_id, true)
     if not lane then return reply.reject("too_many_names", "lanes") end

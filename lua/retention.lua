@@ -1,6 +1,6 @@
 -- retention.lua -- forget what ended long enough ago, in bounded pieces.
 --
--- Purgeable: terminal, older than RETENTION_MIN_AGE_MS, nobody waiting. A keyed execution leaves a
+-- Forgotten by itself: terminal and older than RETENTION_MIN_AGE_MS; by an operator's hand: terminal. A keyed execution leaves a
 -- tombstone (id and digest) for its dedup window, so that its key stays taken; an un-keyed one leaves
 -- nothing. By age, count and bytes per lane, oldest first.
 

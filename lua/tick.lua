@@ -61,7 +61,7 @@ define {
   scope   = "many",
   run = function(ps, a)
     if a.limit < 1 or a.limit > LIMITS.PAGE_MAX_N then return reply.reject("invalid_input", "limit") end
-    if a.ticker == "" or #a.ticker > LIMITS.WORKER_INSTANCE_BYTES or string.find(a.ticker, "[%c%s]") then return reply.reject("invalid_input", "ticker") end
+    if not names.is_instance(a.ticker) then return reply.reject("invalid_input", "ticker") end
     local rows = {}
     -- The limit is the call's: a server that is held for many partitions is held as long as for one.
     local share = math.max(1, math.floor(a.limit / #ps))

@@ -10,7 +10,7 @@ define {
   errors  = { "invalid_input" },
   flags   = { "allow-oom" },
   run = function(p, a)
-    if a.client == "" or #a.client > LIMITS.WORKER_INSTANCE_BYTES or string.find(a.client, "[%c%s]") then return reply.reject("invalid_input", "client") end
+    if not names.is_instance(a.client) then return reply.reject("invalid_input", "client") end
     local states = {}
     for i = 1, #a.items do
       local id = a.items[i].execution_id

@@ -10,7 +10,7 @@ define {
   errors  = { "invalid_input" },
   flags   = { "allow-oom" },
   run = function(p, a)
-    if a.worker_instance_id == "" or #a.worker_instance_id > LIMITS.WORKER_INSTANCE_BYTES or string.find(a.worker_instance_id, "[%c%s]") then
+    if not names.is_instance(a.worker_instance_id) then
       return reply.reject("invalid_input", "worker_instance_id")
     end
     if #a.info > 16384 then return reply.reject("invalid_input", "info") end
@@ -57,7 +57,7 @@ define {
   run = function(p, a)
     for i = 1, #a.items do
       local row = a.items[i]
-      if row.bad or row.task == "" or #row.task > LIMITS.NAME_BYTES or string.find(row.task, "[%c%s{}]") or #row.descriptor > 16384
+      if row.bad or not names.is_name(row.task) or #row.descriptor > 16384
         or row.version < 1 or row.version > 1000000000 then
         return reply.reject("invalid_input", "items")
       end
@@ -121,7 +121,7 @@ define {
       elseif brings[x.task .. "@" .. (x.version or "1")] then
         redis.call("ZREM", keys.unknown(p), x.id)
         timers.clear(p, "unknown_task", x.id)
-        state.move(p, x, x.next == "reclaim" and "reclaimable" or "ready", "task_known", "reason", false, "turn", queue.turn(p, x, false))
+        state.requeue(p, x, "task_known", "reason", false)
         n = n + 1
       end
     end

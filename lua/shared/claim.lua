@@ -12,7 +12,7 @@ function claim.check_queues(a)
   if type(a.lanes) ~= "table" or #a.lanes > LIMITS.TAGS_N then return reply.reject("invalid_input", "lanes") end
   for i = 1, #a.lanes do
     local name = a.lanes[i]
-    if type(name) ~= "string" or name == "" or #name > LIMITS.NAME_BYTES or string.find(name, "[%c%s{}#]") then return reply.reject("invalid_input", "lanes") end
+    if type(name) ~= "string" or not names.is_lane(name) then return reply.reject("invalid_input", "lanes") end
   end
   local sets = a.capability_sets
   if type(sets) ~= "table" or #sets > LIMITS.CAP_SETS_N * LIMITS.TAGS_N then return reply.reject("invalid_input", "capability_sets") end
@@ -24,7 +24,7 @@ end
 function claim.check(a)
   if a.limit < 0 or a.limit > LIMITS.ROWS_N then return reply.reject("invalid_input", "limit") end
   if a.lease_ttl_ms < LIMITS.LEASE_TTL_MIN_MS or a.lease_ttl_ms > LIMITS.LEASE_TTL_MAX_MS then return reply.reject("invalid_input", "lease_ttl_ms") end
-  if #a.worker_instance_id > LIMITS.WORKER_INSTANCE_BYTES or string.find(a.worker_instance_id, "[%c%s]") or a.worker_instance_id == "" then
+  if not names.is_instance(a.worker_instance_id) then
     return reply.reject("invalid_input", "worker_instance_id")
   end
   local instance = string.match(a.claim_id, "^(.*)%.%w+%.%d+$")
@@ -32,7 +32,7 @@ function claim.check(a)
   local refusal = claim.check_queues(a)
   if refusal then return refusal end
   if #a.lanes == 0 then return reply.reject("invalid_input", "lanes") end
-  if a.park and (#a.park > LIMITS.WORKER_INSTANCE_BYTES or string.find(a.park, "[%c%s]")) then return reply.reject("invalid_input", "park") end
+  if a.park and not names.is_instance(a.park) then return reply.reject("invalid_input", "park") end
 end
 
 -- One leased job as the worker gets it (ffcore/contracts/batch.py, ClaimedJob): what never holds a space

@@ -144,6 +144,7 @@ local function define(spec)
         local p = partition.open(keys[i], keys[i + 1])
         if not p then return bug(spec.name, "the keys are not a partition pair") end
         if not p.ready and not spec.unready then return reply.reject("not_initialised", p.tag) end
+        if p.foreign then return bug(spec.name, "partition " .. p.tag .. " was written by a newer release: upgrade the library") end
         ps[#ps + 1] = p
       end
       local a, wrong = parse(plan, argv, ps[1])

@@ -23,7 +23,6 @@ function keys.park(p, lane, cap)    return p.key .. ":park:" .. lane .. ":" .. c
 function keys.leases(p)        return p.key .. ":leases" end     -- zset: running executions, by lease expiry
 function keys.timers(p)        return p.key .. ":timers" end
 function keys.reap(p)          return p.key .. ":reap" end
-function keys.schedules(p)     return p.key .. ":schedules" end
 function keys.events(p)        return p.key .. ":ev" end
 function keys.lanes(p)         return p.key .. ":lanes" end      -- hash: name -> number, #number -> name
 function keys.policies(p)      return p.key .. ":policies" end   -- hash: digest -> number, #number -> json

@@ -15,6 +15,8 @@ function partition.open(key, absent)
     grace_until = tonumber(got[4] or "0"), ticker_until = tonumber(got[5] or "0"), holds_n = tonumber(got[6] or "0"),
     lanes = {}, lane_numbers = {}, texts = {}, replays_n = 0 }
   p.now = clock.now_ms(p.server_ms, p.hwm, p.offset)
+  -- Written by a newer release in a way this one does not know.
+  p.foreign = p.ready and tonumber(got[1]) > SCHEMA
   if p.ready and p.now - p.hwm > LIMITS.OVERDUE_MS then
     -- Nobody has written here for a while. If a lease is overdue by as much, the server was away (down,
     -- paused, clock jump), and workers must get one renewal interval before their leases count as lost.

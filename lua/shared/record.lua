@@ -131,7 +131,6 @@ function record.describe(p, x, ...)
 end
 
 function record.number(x, name) return tonumber(x[name]) or 0 end
-function record.full_id(p, id) return p.id_prefix .. id end
 
 -- Who holds (or held) the lease. Ids minted by a batch claim begin with the worker's instance; the event
 -- feed carries the lease id instead, because this match would cost more than the event.

@@ -92,7 +92,12 @@ function state.move(p, x, to, why, ...)
   enter(p, x, from, to, why)
 end
 
--- The same for the moves of every job, with up to three texts of common fields.
+-- Back to the queue at the old turn, as what it was before: blocked or granted does not change that.
+function state.requeue(p, x, why, ...)
+  state.move(p, x, x.next == "reclaim" and "reclaimable" or "ready", why, "turn", queue.turn(p, x, false), "moved_at", p.now, ...)
+end
+
+-- `move` for the moves of every job, with up to three texts of common fields.
 function state.step(p, x, to, why, n1, v1, n2, v2, n3, v3)
   local from = leave(p, x, to)
   record.put(x, "state", to, n1, v1, n2, v2, n3, v3)

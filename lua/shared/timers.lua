@@ -1,10 +1,9 @@
--- shared/timers.lua -- what is due when. Four ZSETs per partition, each with its own limit per tick, so that
+-- shared/timers.lua -- what is due when. Three ZSETs per partition, each with its own limit per tick, so that
 -- neither a million delays nor a backlog of purges holds up a recovery.
 --
 --   leases     running executions by the end of their lease (member = uuid); also their index
 --   timers     delay deadline cancel_grace grant release unknown_task ... (member = kind:uuid)
 --   reap       retention, tombstones, claim memory, waiters
---   schedules  answered to the ticker, never touched by a claim's tick
 --
 -- Writes are collected in p and leave in one ZADD and one ZREM per call.
 

@@ -45,7 +45,7 @@ function wake.waiters(p, x, outcome)
   end
   if name and tonumber(until_ms) >= p.now then tell(name) end
   local key = keys.waiters(p, x.id)
-  local others = redis.call("ZRANGE", key, p.now, "+inf", "BYSCORE", "LIMIT", 0, 100)
+  local others = redis.call("ZRANGE", key, p.now, "+inf", "BYSCORE", "LIMIT", 0, LIMITS.PAGE_MAX_N)
   -- A client may stand in both places, when it moved up after the first had lapsed.
   for i = 1, #others do if others[i] ~= name or tonumber(until_ms) < p.now then tell(others[i]) end end
   if #others > 0 then redis.call("UNLINK", key) end

@@ -26,7 +26,7 @@ def all_unknown(results: list[Reply | BaseException]) -> bool:
     return all(isinstance(one, Unavailable) and one.may_have_applied for one in results)
 
 
-async def test_calls_of_one_turn_leave_in_one_write_and_are_answered_in_order(
+async def test_a_call_on_an_idle_connection_leaves_at_once_and_the_rest_of_the_turn_in_one_write(
     target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened(target) as mux:
@@ -42,7 +42,7 @@ async def test_calls_of_one_turn_leave_in_one_write_and_are_answered_in_order(
         monkeypatch.setattr(link, "send", counted)
         calls = [mux.call("ECHO", n) for n in range(1_000)]
         assert await asyncio.gather(*calls) == [b"%d" % n for n in range(1_000)]
-        assert writes == [1_000]
+        assert writes == [1, 999]
 
 
 async def test_ten_thousand_concurrent_callers_get_their_own_replies(target: Target) -> None:

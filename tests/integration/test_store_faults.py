@@ -227,7 +227,7 @@ class Deaf:
 async def test_results_come_although_nothing_can_be_heard(client: ff.Client) -> None:
     """Notices are hints; a client without them finds the end by asking."""
     pace, deaf = VirtualPace(), Deaf(client.backend)
-    waiters = Waiters(deaf, "deaf", pace)  # type: ignore[arg-type]  # it is one, as far as waiting goes
+    waiters = Waiters(deaf, "deaf", pace)  # it is one, as far as waiting goes
     job = await client.submit("order", Order(1))
     waiting = asyncio.create_task(waiters.wait(job.id))
     await until(lambda: deaf.asked_n == 1, "the first question")
@@ -250,7 +250,7 @@ async def test_what_breaks_while_waiting_is_told_to_who_waits(client: ff.Client)
         async def call(self, args: Args[Any]) -> Any:
             raise RuntimeError("a fault of ours")
 
-    waiters = Waiters(Broken(client.backend), "broken", VirtualPace())  # type: ignore[arg-type]
+    waiters = Waiters(Broken(client.backend), "broken", VirtualPace())
     job = await client.submit("order", Order(1))
     with pytest.raises(ff.EngineBug, match="a fault of ours"):
         async with asyncio.timeout(20):
