@@ -30,7 +30,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
         span_ms(self.backoff, "backoff")
         if span_ms(self.max_backoff, "max_backoff") < span_ms(self.backoff, "backoff"):
             raise InvalidArgument(
-                f"backoff={self.backoff} is more than max_backoff={self.max_backoff}, which would cap it: raise max_backoff too"
+                f"backoff={self.backoff} is more than max_backoff={self.max_backoff}, which would cap it: raise both"
             )
         if isinstance(self.on, str) or (self.on is not None and not self.on):
             raise InvalidArgument("on= takes a tuple of failure categories, or None for all of them")
