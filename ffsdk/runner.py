@@ -31,7 +31,7 @@ SLICE_S: Final = 0.0005
 SHORT_S: Final = 0.05
 """Handlers shorter than this on average are worth a buffer: their worker would starve for a round trip."""
 BUFFER_S: Final = 0.01
-BUFFER_N: Final = 128
+BUFFER_N: Final = 32
 """A buffer of very short jobs may hold this many seconds of work, up to this many jobs: fuller calls cost the store
 less per job, and 10 ms is less than another worker would need to notice."""
 EVEN: Final = 0.1

@@ -34,7 +34,7 @@ R = TypeVar("R")
 
 PARK_S: Final = limits.PARK_MS / 1000 - 0.2
 """How long a park is trusted; the store keeps it a little longer, so that there is no gap between two."""
-IN_PLAY: Final = 2
+IN_PLAY: Final = 4
 """Partitions a busy worker wants calls under way to: while the store works on one, the worker runs what the other
 answered. Its room is divided by this, or it would take everything from the first; more calls would be smaller ones,
 which cost the store more per job (measured: 2 drains 7 % faster than 4)."""

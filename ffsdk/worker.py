@@ -305,6 +305,8 @@ class Worker:
     def _broken(self, error: BaseException) -> None:
         """Something that no repeating mends: `run` raises it."""
         if self._stop is not None and not self._stop.done():
+            # Said here too: a program that runs the worker as a task and awaits results would wait in silence.
+            log.error("the worker ends: %s", error)
             self._stop.set_exception(error)
         else:
             log.error("while stopping: %s", error)

@@ -24,7 +24,7 @@ def test_signatures_are_those_their_version_was_given_for() -> None:
     known: dict[str, str] = json.loads(VERSIONS.read_text())
     version = str(assemble().version)
     assert known.get(version) == digest(), (
-        f"signatures have changed: raise `version` in lua/manifest.toml, add {version!r}: {digest()!r} to {VERSIONS.name} "
+        f"signatures have changed: raise `version` in lua/manifest.toml, add {version!r}: {digest()!r} here "
         "(or, before version is released, update its row)"
     )
 
