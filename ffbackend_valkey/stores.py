@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -166,6 +167,11 @@ async def check_server(backend: ValkeyBackend, durability: str) -> list[str]:
     warnings: list[str] = []
     if not settings:
         warnings.append("the server does not show its CONFIG: eviction and durability are unchecked; run `ff doctor`")
+    seconds, micros = await backend.command("TIME")
+    skew_s = abs(int(seconds) + int(micros) / 1e6 - time.time())
+    if skew_s > 1:
+        # Leases live by the server's clock alone; delays and deadlines a client computes are off by this much.
+        warnings.append(f"the server's clock is {skew_s:.1f} s off ours; delays and deadlines too")
     policy = settings.get("maxmemory-policy", "noeviction")
     if policy != "noeviction":
         raise Incompatible(f"maxmemory-policy is {policy}: the server may drop jobs; set it to noeviction")

@@ -158,8 +158,8 @@ class Ticker:
         elif row.done >= self._limit:
             watch.at = now
         elif row.reaped and not row.done:
-            # Forgetting is not urgent: a backlog of it may have half of the server, never all.
-            watch.at = now + min(max(wait, took), ROUND_S)
+            # Forgetting is not urgent: a backlog of it may have two thirds of the server, never all.
+            watch.at = now + min(max(wait, took / 2), ROUND_S)
         elif row.done or row.reaped:
             watch.at = now + min(wait, ROUND_S)
         else:

@@ -78,8 +78,8 @@ local function purge(p, lane_no, limit)
   return gone, again
 end
 
-reap.on("lane", function(p, lane_no)
-  local gone, again = purge(p, lane_no, LIMITS.TICK_N)
+reap.on("lane", function(p, lane_no, limit)
+  local gone, again = purge(p, lane_no, math.min(limit, LIMITS.TICK_N))
   -- Count and byte limits can be passed before the oldest grows old: look once a minute.
   if again then timers.reap(p, "lane", lane_no, math.max(p.now, math.min(again, p.now + LIMITS.RETENTION_MIN_AGE_MS))) end
   return gone

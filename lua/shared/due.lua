@@ -46,7 +46,7 @@ function due.run(p, limit)
 end
 
 -- The same for the reap set, which holds what only frees memory: it never delays the timers. A handler
--- answers how many records it went through; the limit counts those.
+-- is told how many records it may go through and answers how many it did.
 local reap = { handlers = {} }
 
 function reap.on(kind, handler) reap.handlers[kind] = handler end
@@ -59,7 +59,7 @@ function reap.run(p, limit)
       local handler = reap.handlers[kind]
       if handler then
         timers.unreap(p, kind, id)
-        done = done + math.max(1, handler(p, id) or 1)
+        done = done + math.max(1, handler(p, id, limit - done) or 1)
       else
         timers.reap(p, kind, id, p.now + 60000)
       end
