@@ -42,7 +42,7 @@ async def test_a_durable_server_is_taken_without_a_word() -> None:
 
 @pytest.mark.parametrize(
     ("changed", "word"),
-    [({"appendonly": "no"}, "appendonly"), ({"appendfsync": "everysec"}, "everysec"), ({"maxmemory": "0"}, "maxmemory")],
+    [({"appendonly": "no"}, "appendonly"), ({"appendfsync": "everysec"}, "everysec"), ({"maxmemory": "0"}, "maxmem")],
 )
 async def test_what_may_lose_the_last_second_is_said(changed: dict[str, str], word: str) -> None:
     (said,) = await warnings_of(Server(DURABLE | changed))
