@@ -304,12 +304,10 @@ class Worker:
 
     def _broken(self, error: BaseException) -> None:
         """Something that no repeating mends: `run` raises it."""
+        # Logged as well: a program that runs the worker as a task and awaits results would wait in silence.
+        log.error("the worker ends: %s", error)
         if self._stop is not None and not self._stop.done():
-            # Said here too: a program that runs the worker as a task and awaits results would wait in silence.
-            log.error("the worker ends: %s", error)
             self._stop.set_exception(error)
-        else:
-            log.error("while stopping: %s", error)
 
     def _part_ended(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (broken := task.exception()) is not None:

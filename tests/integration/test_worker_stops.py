@@ -5,60 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Iterator
 
-import msgspec
 import pytest
 
 import ffsdk as ff
-from ffbackend_valkey.stores import connect
-from ffcore.backend import StoreConfig
 from ffcore.contracts.lease import RevokeLeaseArgs
 from ffcore.contracts.operator import LaneStatsArgs
 from ffcore.contracts.roster import ListTasksArgs, ListWorkersArgs
 from ffcore.ids import ExecutionId, LaneId, WorkerInstanceId, partition_key
-from tests.integration.proxy import own_server, until
-from tests.integration.worker_app import working
-
-ONCE = ff.Retry(max_attempts=1)
-SOON = ff.Retry(max_attempts=3, backoff=0.001, jitter=False)
-
-
-class Order(msgspec.Struct):
-    number: int
-    note: str = ""
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with own_server() as server:
-        url = f"valkey://127.0.0.1:{server.port}"
-
-        async def init() -> None:
-            await (await connect(url, init=StoreConfig(fp=4))).close()
-
-        asyncio.run(init())
-        yield url
-
-
-@pytest.fixture
-async def app(url: str, request: pytest.FixtureRequest) -> AsyncIterator[ff.App]:
-    """An app of the test's own namespace, its store open for the length of the test."""
-    app = ff.App(url, namespace=_name(request))
-    await app.backend()
-    yield app
-    await app.release()
-
-
-@pytest.fixture
-def lane(request: pytest.FixtureRequest) -> str:
-    return _name(request)
-
-
-def _name(request: pytest.FixtureRequest) -> str:
-    """The test's own name, as far as a lane or a namespace may carry it."""
-    return request.node.name.replace("[", ".").replace("]", "")[:100]
-
+from tests.integration.proxy import until
+from tests.integration.worker_app import ONCE, SOON, Order, working
 
 # ---- time ------------------------------------------------------------------------------------------------
 

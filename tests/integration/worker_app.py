@@ -16,7 +16,15 @@ import msgspec
 import ffsdk as ff
 from ffsdk.worker import Worker
 
+ONCE = ff.Retry(max_attempts=1)
+SOON = ff.Retry(max_attempts=3, backoff=0.001, jitter=False)
+
 app = ff.App(None)
+
+
+class Order(msgspec.Struct):
+    number: int
+    note: str = ""
 
 
 class Numbers(msgspec.Struct):
