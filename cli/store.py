@@ -19,6 +19,7 @@ from ffcore.errors import EngineError, NotFound
 from ffcore.ids import ExecutionId, LaneId, PartitionKey
 from ffcore.states import PublicState, vector
 from ffcore.views import LISTED
+from ffsdk.fanout import ask_all
 
 from .options import Settings
 
@@ -66,26 +67,10 @@ async def everywhere(
     backend: Backend, ask: Callable[[PartitionKey], Args[R]], family: str = "fp"
 ) -> dict[PartitionKey, R]:
     """One call to each partition; the first failure is raised after all have answered."""
-    answers, not_reached = await as_far_as_reached(backend, ask, family)
+    answers, not_reached = await ask_all(backend, ask, family)
     for failed in not_reached.values():
         raise failed
     return answers
-
-
-async def as_far_as_reached(
-    backend: Backend, ask: Callable[[PartitionKey], Args[R]], family: str = "fp"
-) -> tuple[dict[PartitionKey, R], dict[PartitionKey, EngineError]]:
-    """One call to each partition: the answers, and the failures of those that gave none."""
-    partitions = backend.config.keys(family)
-    results = await backend.call_all([ask(p) for p in partitions])
-    answers: dict[PartitionKey, R] = {}
-    failures: dict[PartitionKey, EngineError] = {}
-    for partition, result in zip(partitions, results, strict=True):
-        if isinstance(result, EngineError):
-            failures[partition] = result
-        else:
-            answers[partition] = result
-    return answers, failures
 
 
 async def in_chunks(backend: Backend, batch: Sequence[Args[R]], told: Callable[[int], None]) -> list[R | EngineError]:
@@ -167,7 +152,7 @@ WAITING = ("ready", "granted", "blocked")
 
 async def lane_record(backend: Backend, name: str) -> dict[str, Any]:
     """A lane's numbers over all partitions. NotFound if no partition knows it."""
-    answers, failures = await as_far_as_reached(backend, lambda p: LaneStatsArgs(partition=p, lane_id=LaneId(name)))
+    answers, failures = await ask_all(backend, lambda p: LaneStatsArgs(partition=p, lane_id=LaneId(name)))
     for failed in failures.values():
         if not isinstance(failed, NotFound):
             raise failed

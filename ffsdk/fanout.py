@@ -20,10 +20,10 @@ R = TypeVar("R")
 
 
 async def ask_all(
-    backend: Backend, make: Callable[[PartitionKey], Args[R]]
+    backend: Backend, make: Callable[[PartitionKey], Args[R]], family: str = "fp"
 ) -> tuple[dict[PartitionKey, R], dict[PartitionKey, EngineError]]:
     """Answers and failures by partition."""
-    partitions = backend.config.keys()
+    partitions = backend.config.keys(family)
     answers = await backend.call_all([make(partition) for partition in partitions])
     reached: dict[PartitionKey, R] = {}
     failed: dict[PartitionKey, EngineError] = {}

@@ -199,9 +199,9 @@ define {
       local row = a.items[i]
       local known, public
       local tags = row.tags and names.unpack_pairs(row.tags) or (not row.tags and {} or nil)
-      if row.bad or bad_digest(row.digest) then known = "invalid_input"
-      elseif not tags then known = "invalid_input"
-      elseif names.check_tags(tags) then known = names.check_tags(tags)[2]
+      local bad_tags = tags and names.check_tags(tags)
+      if row.bad or not tags or bad_digest(row.digest) then known = "invalid_input"
+      elseif bad_tags then known = bad_tags[2]
       elseif #row.payload > LIMITS.PAYLOAD_BYTES then known = "payload_too_large"
       else known, public = existing(p, row.execution_id, row.digest) end
       if not known and not unfit and not opened then

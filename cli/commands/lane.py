@@ -9,7 +9,7 @@ import click
 
 from ..options import Group, Settings, pass_settings
 from ..render import Column, Record, span
-from ..store import as_far_as_reached, client_of, lane_names, lane_record, opened, run
+from ..store import client_of, lane_names, lane_record, opened, run
 
 if TYPE_CHECKING:
     from ffcore.args import Args
@@ -85,10 +85,11 @@ def _set(settings: Settings, name: str, state: str) -> None:
 
 def _fan_out(settings: Settings, record: dict[str, Any], ask: Callable[[PartitionKey], Args[Any]], said: str) -> None:
     """Tell every partition. Partitions that were not reached keep what they had: exit code 5, call again."""
+    from ffsdk.fanout import ask_all
 
     async def change() -> tuple[dict[PartitionKey, Any], dict[PartitionKey, EngineError]]:
         async with opened(settings) as backend:
-            return await as_far_as_reached(backend, ask)
+            return await ask_all(backend, ask)
 
     reached, missed = run(change())
     out = settings.out()
