@@ -22,6 +22,11 @@ define {
       end
       return { "already_terminal", full, x.state }
     end
+    if x.pending_outcome and a.source ~= "operator_override" then
+      -- It has been decided how this ends; what undoes it is not called off.
+      fence.replayed(p)
+      return { "cancel_requested", full, p.now }
+    end
     if given == 3 then
       local refusal = fence.check(p, x, a.lease_id .. " " .. string.format("%.0f", a.lease_epoch) .. " " .. a.attempt_id, "cancel")
       if refusal then return refusal end
@@ -45,6 +50,7 @@ define {
     end
     attempt.cancel_now(p, x, a.source, "cancel")
     wake.worker(p, holder, "cancel " .. full)
+    if x.pending_outcome then return { "cancel_requested", full, p.now } end
     return { "cancelled", full, x.state }
   end,
 }

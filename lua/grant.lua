@@ -278,8 +278,7 @@ define {
       if x.state ~= "granted" then return { "grant_not_found", full } end
       -- A caller may lower the cap, never raise it; only whoever holds the grant may end the execution so.
       if a.max_reclaim_count and split(x) == a.worker_id and crashes > a.max_reclaim_count then
-        record.describe(p, x, "reason", "its workers crashed " .. crashes .. " times", "category", "poisoned", "traceback", "")
-        state.finish(p, x, "failed", "poisoned", "grant", false)
+        attempt.poison(p, x, crashes)
         return { "reclaim_cap_exceeded", full, crashes }
       end
     end

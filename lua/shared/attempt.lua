@@ -40,6 +40,9 @@ function attempt.begin(p, x, lease_id, ttl_ms, why, attempt_id, worker, timeout_
     "grant", false, "reason", false)
 end
 
+-- What the next attempt is: once an execution owes compensations, every attempt is one.
+function attempt.kind(x, word) return x.pending_outcome and "compensation" or word end
+
 -- Where an attempt began.
 function attempt.started_at(x) return x.attempt_started_at or x.started_at or "0" end
 
@@ -102,7 +105,7 @@ function attempt.fail(p, x, reason, category, detail, retry_after_ms, given, ope
   end
   attempt.close(p, x, "ended_failure", category)
   local due = p.now + (retry_after_ms or policy.backoff_ms(retry, retries, x.id))
-  state.move(p, x, "delayed", category, "reason", "waiting_for_retry_backoff", "next", "retry", "at", due, "retries", retries + 1,
+  state.move(p, x, "delayed", category, "reason", "waiting_for_retry_backoff", "next", attempt.kind(x, "retry"), "at", due, "retries", retries + 1,
     "attempt_deadline_at", false, "ended_by", operation or false, "moved_at", p.now, "hand_backs", false,
     "unseen", false)   -- the holder was heard: the next silence is the first in its row again
   return "delayed"
@@ -125,16 +128,22 @@ function attempt.expire_lease(p, x)
   return attempt.interrupt(p, x, "reclaimable", "lease_expired", crashes, unseen)
 end
 
+-- End an execution that crashes its workers.
+function attempt.poison(p, x, crashes)
+  record.describe(p, x, "reason", "its workers crashed " .. crashes .. " times", "category", "poisoned", "traceback", "")
+  state.finish(p, x, "failed", "poisoned", "crashes", crashes)
+end
+
 -- Put an interrupted execution back to its queue, or end it when it has crashed too often.
 function attempt.interrupt(p, x, to, why, crashes, unseen)
   local cap = policy.max_reclaims(policy.of(p, x))
   if crashes > cap then
-    record.describe(p, x, "reason", "its workers crashed " .. crashes .. " times", "category", "poisoned", "traceback", "")
-    state.finish(p, x, "failed", "poisoned", "crashes", crashes)
+    attempt.poison(p, x, crashes)
     return "failed"
   end
   attempt.close(p, x, "interrupted_reclaimed", why)
-  state.move(p, x, to, why, "next", "reclaim", "turn", queue.turn(p, x, false), "moved_at", p.now,
+  if x.pending_outcome then to = "ready" end   -- whoever claims it next compensates; there is no attempt to take over
+  state.move(p, x, to, why, "next", attempt.kind(x, "reclaim"), "turn", queue.turn(p, x, false), "moved_at", p.now,
     "crashes", crashes > 0 and crashes or false, "unseen", unseen > 0 and unseen or false, "attempt_deadline_at", false, "attempt_left_ms", false)
   return to
 end
@@ -146,6 +155,8 @@ end
 
 -- Store a result and end the execution. The caller has checked the fence and the size.
 function attempt.complete(p, x, result, encoding)
+  -- A compensation attempt has nothing to say of the execution's result: its end is the one that was pending.
+  if x.pending_outcome then return state.finish(p, x, x.pending_outcome) end
   if encoding then record.write(p, x, "result_encoding", encoding) end
   if not result then
     -- Nothing to keep: a result of null reads back the same.

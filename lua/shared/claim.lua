@@ -73,7 +73,7 @@ function claim.turned_away(p, x)
     state.finish(p, x, "expired", "execution_deadline")
     return "expired"
   end
-  if p.holds_n > 0 and x.next ~= "compensation" then
+  if p.holds_n > 0 and not x.pending_outcome then
     local why = holds.of(p, x)
     if why then
       state.move(p, x, "blocked", why, "reason", "paused_by_operator", "moved_at", p.now)

@@ -134,6 +134,17 @@ local function retention_due(p, x)
   end
 end
 
+-- An end that has compensations to run first. They are not bound by the deadline or a cancel of what they undo, and
+-- count their own retries and crashes.
+local function owe(p, x, outcome, why, ...)
+  if x.deadline_at then timers.clear(p, "deadline", x.id) end
+  if x.cancel_until then timers.clear(p, "cancel_grace", x.id) end
+  record.write(p, x, ...)
+  state.move(p, x, "ready", why, "pending_outcome", outcome, "next", "compensation", "deadline_at", false, "cancel_until", false,
+    "attempt_deadline_at", false, "attempt_left_ms", false, "grant", false, "reason", false, "retries", false, "crashes", false,
+    "unseen", false, "hand_backs", false, "turn", queue.turn(p, x, false), "moved_at", p.now)
+end
+
 -- The one door to a terminal state. Closes lease, timers and indexes, keeps the outcome, tells waiters,
 -- arms retention. An open saga turns the end into a claim for its compensations: the outcome waits.
 function state.finish(p, x, outcome, why, name, value, ...)
@@ -142,11 +153,11 @@ function state.finish(p, x, outcome, why, name, value, ...)
     state.step(p, x, outcome, why, "at", record.text(p, p.now), name, value)
     return retention_due(p, x)
   end
-  if x.saga_open and x.next ~= "compensation" then
-    record.write(p, x, name, value, ...)
-    state.move(p, x, "ready", why, "pending_outcome", outcome, "next", "compensation", "cancel_until", false,
-      "reason", false, "turn", queue.turn(p, x, false))
-    return
+  if x.saga_open then
+    if not x.pending_outcome then return owe(p, x, outcome, why, name, value, ...) end
+    -- Whatever became of the compensations, the execution ends as it was going to.
+    outcome = x.pending_outcome
+    record.write(p, x, "saga_open", false, "pending_outcome", false)
   end
   if x.deadline_at then timers.clear(p, "deadline", x.id) end
   if x.cancel_until or x.reason or x.waiter or x.attempt_deadline_at or x.grant then

@@ -9,6 +9,7 @@ import pytest
 import ffcore.contracts as c
 from ffcore import limits
 from ffcore.policy import FixedBackoff
+from tests.lua.conftest import servers_that_can
 from tests.lua.engine import (
     P0,
     START_MS,
@@ -289,3 +290,19 @@ async def test_a_tick_expires_no_more_leases_than_its_limit_and_says_to_come_bac
     left = await engine.call(c.ListLeasesArgs(partition=P0, expired_only=True))
     assert len(left.items) == 3 and not any(row.heard for row in left.items)
     assert {row.execution_id for row in left.items} <= {job.execution_id for job in jobs}
+
+
+@pytest.mark.parametrize("server", servers_that_can("oom"), indirect=True)
+async def test_a_lease_that_ends_while_the_store_is_full_is_taken_again(engine: Engine) -> None:
+    job = await engine.running()
+    await engine.pass_time(TTL - 1_000)
+    await engine.advance(1_500)
+    await engine.command("CONFIG", "SET", "maxmemory", "1")
+    try:
+        await engine.tick()
+        (again,) = await engine.claim(worker_instance_id="w2")
+        assert (again.execution_id, again.attempt_index) == (job.execution_id, 1)
+        await engine.refused("stale_lease", completion(job))
+        await engine.complete(again, b"r" * 1_000)
+    finally:
+        await engine.command("CONFIG", "SET", "maxmemory", "0")
