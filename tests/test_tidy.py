@@ -451,6 +451,13 @@ def test_the_index_of_decisions_names_every_page() -> None:
     assert [page for page in pages if f"({page})" not in index] == []
 
 
+def test_the_page_of_rules_names_tests_that_exist() -> None:
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "docs/rules.md").read_text())
+    assert len(named) > 40
+    gone = [f"{path}::{name}" for path, name in named if f"def {name}(" not in (ROOT / "tests" / path).read_text()]
+    assert not gone, f"docs/rules.md names tests that are gone: {gone}"
+
+
 def test_locked_versions_are_pinned_by_hash_and_name_no_host() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = {"run": [*project["dependencies"], *project["optional-dependencies"]["embedded"]]}
