@@ -12,6 +12,8 @@ define {
   run = function(ps, a) return claim.check(a) or claim.batch(ps, a, true) end,
 }
 
+local COMPLETED = { "completed", "completed" }
+
 -- Complete jobs of one partition and claim more there: the fold that makes the figures.
 define {
   name    = "ff_complete_many",
@@ -30,7 +32,7 @@ define {
       if row.bad then
         items[i] = { "error", "invalid_input" }
       else
-        local x = record.load(p, row.execution_id)
+        local x = record.load_held(p, row.execution_id)
         refusal = fence.check(p, x, row.fence, "complete")
         if refusal == "replay" then
           fence.replayed(p)
@@ -41,7 +43,7 @@ define {
           items[i] = { "error", "payload_too_large" }
         else
           attempt.complete(p, x, row.result, a.result_encoding)
-          items[i] = { "completed", x.state }
+          items[i] = x.state == "completed" and COMPLETED or { "completed", x.state }
         end
       end
     end

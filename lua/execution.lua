@@ -63,6 +63,9 @@ local function open_plan(p, a, plan)
   if a.policy and a.policy ~= "" then plan.policy = policy.intern(p, a.policy) or "d" end
 end
 
+-- Whether an id was made from a key (a version 8 uuid).
+local function is_keyed(id) return string.byte(id, 15) == 56 end
+
 -- Does this id exist already? nil: it is free. Otherwise an answer for the caller.
 local function existing(p, id, digest)
   local key = keys.core(p, id)
@@ -72,7 +75,7 @@ local function existing(p, id, digest)
     fence.replayed(p)
     return "duplicate", known[1]
   end
-  if string.sub(id, 15, 15) == "8" then
+  if is_keyed(id) then
     local tomb = redis.call("HGET", keys.tombs(p, id), id)
     if tomb then
       local until_ms, kept = string.match(tomb, "^(%d+) (.*)$")
@@ -99,7 +102,8 @@ local function shared_fields(p, a, plan)
   also("lane", plan.lane.no)
   also("task", a.execution_kind)
   also("created_at", record.text(p, p.now))
-  also("priority", plan.priority ~= 0 and plan.priority)
+  plan.priority_text = plan.priority ~= 0 and tostring(plan.priority) or nil
+  also("priority", plan.priority_text)
   also("cap", plan.cap)
   also("policy", plan.policy)
   also("version", a.version ~= 1 and a.version)
@@ -115,13 +119,17 @@ local function shared_fields(p, a, plan)
   return set
 end
 
--- Write one execution of a plan. Everything that could be refused has been.
-local function create(p, a, plan, id, payload, digest, fairness_key, tags)
-  plan.fields = plan.fields or shared_fields(p, a, plan)
-  local set = { unpack(plan.fields) }
-  local n = #set
-  local x = { id = id, lane = plan.lane.no, cap = plan.cap, priority = plan.priority ~= 0 and tostring(plan.priority) or nil }
-  redis.call("SET", keys.payload(p, id), payload)
+-- Write one execution of a plan. Everything that could be refused has been; `stored`: its payload has been written.
+-- The shared fields and this one's stand in one list that the next execution of the call writes over.
+local function create(p, a, plan, id, payload, stored, digest, fairness_key, tags)
+  local set = plan.fields
+  if not set then
+    set = shared_fields(p, a, plan)
+    plan.fields, plan.fields_n = set, #set
+  end
+  local n = plan.fields_n
+  local x = { id = id, lane = plan.lane.no, cap = plan.cap, priority = plan.priority_text, state = false, turn = false, at = false, fair = false }
+  if not stored then redis.call("SET", keys.payload(p, id), payload) end
   if #tags > 0 or a.creator_identity ~= "" or plan.policy == "d" then
     local text = {}
     for i = 1, #tags, 2 do
@@ -148,12 +156,12 @@ local function create(p, a, plan, id, payload, digest, fairness_key, tags)
   if plan.deadline then timers.set(p, "deadline", id, plan.deadline) end
   if plan.later then
     x.at = record.text(p, plan.due)
-    state.create(p, x, "delayed", set)
+    state.create(p, x, "delayed", set, n)
     return "delayed"
   end
   x.turn = queue.turn(p, x, true)
   set[n + 1], set[n + 2] = record.short("turn"), x.turn
-  state.create(p, x, "ready", set)
+  state.create(p, x, "ready", set, n + 2)
   return "waiting"
 end
 
@@ -178,10 +186,12 @@ define {
     if not tags then return reply.reject("invalid_input", "tags") end
     refusal = names.check_tags(tags) or open_plan(p, a, plan)
     if refusal then return refusal end
-    local public = create(p, a, plan, a.execution_id, a.input_payload, a.digest, a.fairness_key, tags)
+    local public = create(p, a, plan, a.execution_id, a.input_payload, false, a.digest, a.fairness_key, tags)
     return { "created", p.id_prefix .. a.execution_id, public }
   end,
 }
+
+local NO_TAGS, CREATED = {}, { waiting = { "created", "waiting" }, delayed = { "created", "delayed" } }
 
 -- Up to ROWS_N executions of one task in one partition; each is answered on its own.
 define {
@@ -197,13 +207,22 @@ define {
     local items, opened = {}, false
     for i = 1, #a.items do
       local row = a.items[i]
-      local known, public
-      local tags = row.tags and names.unpack_pairs(row.tags) or (not row.tags and {} or nil)
-      local bad_tags = tags and names.check_tags(tags)
+      local known, public, stored
+      local tags, bad_tags = NO_TAGS, nil
+      if row.tags then
+        tags = names.unpack_pairs(row.tags)
+        bad_tags = tags and names.check_tags(tags)
+      end
       if row.bad or not tags or bad_digest(row.digest) then known = "invalid_input"
       elseif bad_tags then known = bad_tags[2]
       elseif #row.payload > LIMITS.PAYLOAD_BYTES then known = "payload_too_large"
-      else known, public = existing(p, row.execution_id, row.digest) end
+      else
+        -- A payload is there as long as its record. Once the plan stands, writing it says whether the id is free; an
+        -- id made from a key may be taken by a tombstone as well.
+        stored = opened and not unfit and not is_keyed(row.execution_id)
+          and redis.call("SET", keys.payload(p, row.execution_id), row.payload, "NX")
+        if not stored then known, public = existing(p, row.execution_id, row.digest) end
+      end
       if not known and not unfit and not opened then
         unfit, opened = open_plan(p, a, plan), true
       end
@@ -212,7 +231,7 @@ define {
       elseif known or unfit then
         items[i] = { "error", known or unfit[2] }
       else
-        items[i] = { "created", create(p, a, plan, row.execution_id, row.payload, row.digest, row.fairness_key, tags) }
+        items[i] = CREATED[create(p, a, plan, row.execution_id, row.payload, stored, row.digest, row.fairness_key, tags)]
       end
     end
     return { "created_many", items }

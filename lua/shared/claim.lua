@@ -94,11 +94,11 @@ local function lease_from(p, a, want, out)
       local got = queue.pop(p, lane, a.capability_sets, want, out.n)
       for i = 1, #got, 2 do
         local id = got[i]
-        local x = record.load(p, id)
+        local x = record.load_queued(p, id)
         -- A member without a record is what an interrupted repair leaves; popping it was the repair.
         if x and state.is_queued(x.state) then
           if out.bytes >= LIMITS.CLAIM_BYTES or skips >= LIMITS.HOLD_SKIPS_N then
-            queue.put_back(p, x)
+            queue.put_back(p, x, got[i + 1])
             out.again = true
           else
             x.popped = true

@@ -13,6 +13,7 @@ local UNIT = 16               -- virtual time one job costs at weight 1
 
 local function band(x) return LIMITS.PRIORITY_MAX - record.number(x, "priority") end
 local function score(x) return band(x) * BAND + record.number(x, "turn") end
+function queue.score(x) return score(x) end
 
 -- Collected index writes, one ZADD and one ZREM per index and call.
 function queue.note(p, key, id, value)
@@ -224,6 +225,6 @@ function queue.pop(p, lane, caps, want, start)
 end
 
 -- Put a popped job back where it was.
-function queue.put_back(p, x)
-  redis.call("ZADD", keys.queue(p, x.lane, x.cap or "-"), score(x), x.id)
+function queue.put_back(p, x, popped_score)
+  redis.call("ZADD", keys.queue(p, x.lane, x.cap or "-"), popped_score, x.id)
 end

@@ -31,7 +31,7 @@ end
 -- Fields that nearly every record has, in the order of the read below; the rest is rare, and a record that
 -- has any of it says so in `more`. A few are written once and read only by load_all, so they need no mark.
 local COMMON = { state = true, lane = true, task = true, created_at = true, policy = true, turn = true, lease_epoch = true,
-  lease_id = true, at = true, attempt = true, next = true, priority = true, detail = true }
+  lease_id = true, at = true, priority = true, detail = true }
 local QUIET = { digest = true, result = true, result_kept = true, result_encoding = true, size = true }
 
 -- Whether a field must be announced by `more`.
@@ -63,13 +63,34 @@ end
 -- common fields only, and reading those by name costs half of reading all there is. false reads as absent.
 function record.load(p, id)
   local key = keys.core(p, id)
-  local r = redis.call("HMGET", key, "s", "x", "l", "t", "c", "po", "q", "ep", "li", "u", "ai", "n", "p", "d")
+  local r = redis.call("HMGET", key, "s", "x", "l", "t", "c", "po", "q", "ep", "li", "u", "p", "d")
   if not r[1] then return nil end
   if r[2] then return record.load_all(p, id) end
   local lease_id = r[9]
   return { id = id, key = key, state = r[1], lane = r[3], task = r[4], created_at = r[5], policy = r[6], turn = r[7], lease_epoch = r[8],
-    lease_id = lease_id, at = r[10], attempt = r[11] or (lease_id and "0"), next = r[12] or "initial", priority = r[13], detail = r[14],
+    lease_id = lease_id, at = r[10], attempt = lease_id and "0", next = "initial", priority = r[11], detail = r[12],
     started_at = lease_id and r[8] }
+end
+
+-- The same for what is about to be leased: one that was leased before is read whole.
+function record.load_queued(p, id)
+  local key = keys.core(p, id)
+  local r = redis.call("HMGET", key, "s", "x", "li", "l", "t", "c", "po", "p", "d")
+  if not r[1] then return nil end
+  if r[2] or r[3] then return record.load_all(p, id) end
+  return { id = id, key = key, state = r[1], lane = r[4], task = r[5], created_at = r[6], policy = r[7],
+    priority = r[8], detail = r[9], next = "initial" }
+end
+
+-- The same with what the end of a lease needs and no more; for calls that do nothing else with it.
+function record.load_held(p, id)
+  local key = keys.core(p, id)
+  local r = redis.call("HMGET", key, "s", "x", "l", "ep", "li", "u")
+  if not r[1] then return nil end
+  if r[2] then return record.load_all(p, id) end
+  local lease_id = r[5]
+  return { id = id, key = key, state = r[1], lane = r[3], lease_epoch = r[4], lease_id = lease_id, at = r[6],
+    attempt = lease_id and "0", result = false }   -- room for the result it may end with
 end
 
 -- A number as the store keeps it. A batch writes the same few instants over and over: formatted once.

@@ -104,13 +104,12 @@ function state.step(p, x, to, why, n1, v1, n2, v2, n3, v3)
   enter(p, x, from, to, why)
 end
 
--- The first state of a record: `set` is its fields under their stored names, prepared by the caller, and
--- x has what indexes and events need (id, lane, priority, turn, cap, at). One HSET, index, event.
-function state.create(p, x, to, set)
+-- The first state of a record: the first n of `set` are its fields under their stored names, prepared by the caller,
+-- and x has what indexes and events need (id, lane, priority, turn, cap, at). One HSET, index, event.
+function state.create(p, x, to, set, n)
   x.state = to
-  local n = #set
   set[n + 1], set[n + 2] = "s", to
-  redis.call("HSET", keys.core(p, x.id), unpack(set))
+  redis.call("HSET", keys.core(p, x.id), unpack(set, 1, n + 2))
   enter(p, x, nil, to)
 end
 
