@@ -18,6 +18,7 @@ import msgspec
 
 from ffbackend_valkey import keys
 from ffbackend_valkey.binding import Binding, Word, all_args, bind
+from ffbackend_valkey.confirm import UNCONFIRMED
 from ffbackend_valkey.connection import FunctionMissing
 from ffbackend_valkey.library import Library, Loaded, judge
 from ffcore.args import Args
@@ -33,11 +34,17 @@ log = logging.getLogger("flowfabric.backend")
 
 PATIENCE_S = 5.0
 """How long a repeatable call keeps trying while the store is away."""
+HOPS_N = 5
+"""So many redirections in a row are followed at once; then two nodes disagree, and a pause is due."""
 
 
 class Calls(Protocol):
     def call(self, *command: Word) -> asyncio.Future[Reply]: ...
     async def close(self) -> None: ...
+
+
+Send = Callable[..., asyncio.Future[Reply]]
+"""Sends one command: `Calls.call`, or the same with an answer that waits for a replica."""
 
 
 class Blocking(Protocol):
@@ -61,6 +68,7 @@ class Store(Protocol):
     """embedded:// and memory:// initialise themselves; any other store wants `ff init`."""
 
     async def calls(self) -> Calls: ...
+    def confirming(self) -> Calls: ...
     def blocking(self) -> Blocking: ...
     def listening(self) -> Listening: ...
     async def close(self) -> None: ...
@@ -73,10 +81,15 @@ def _refuse(partition: str, config: StoreConfig) -> None:
 class ValkeyBackend(Operations):
     """Backend over one server. Use `ffbackend_valkey.connect`; methods belong to the event loop's thread."""
 
-    def __init__(self, store: Store, calls: Calls, lib: Library, *, patience: float = PATIENCE_S) -> None:
+    def __init__(
+        self, store: Store, calls: Calls, lib: Library, *, patience: float = PATIENCE_S, replicated: bool = False
+    ) -> None:
         self._store, self._calls, self._library = store, calls, lib
         self._bindings = bindings_of(lib)
         self._patience = patience
+        self._confirming: Calls | None = None
+        self._replicated = replicated
+        """Whether every write that promises something waits for a replica."""
         self._config: StoreConfig | None = None
         self._listening: Listening | None = None
         self._known: frozenset[str] = frozenset()
@@ -110,6 +123,14 @@ class ValkeyBackend(Operations):
 
     async def call(self, args: Args[R]) -> R:
         """One atomic transition. See `ffcore.backend.Backend.call`."""
+        return await self._transit(args, self._confirm if self._replicated else self._calls.call)
+
+    async def call_replicated(self, args: Args[R]) -> R:
+        """The same, answered when a replica has it too. Unavailable `not_replicated` (it may have applied) if none had
+        it in time."""
+        return await self._transit(args, self._confirm)
+
+    async def _transit(self, args: Args[R], send: Send) -> R:
         binding = self._bindings.get(type(args))
         if binding is None:
             raise EngineBug(f"{type(args).__name__} names no function of this library")
@@ -118,11 +139,19 @@ class ValkeyBackend(Operations):
                 self._check_partition(partition)
         command = binding.request(args)
         try:
-            raw = await self._calls.call(*command)
+            raw = await send(*command)
         except EngineError as failed:
-            raw = await self._repeat(lambda: self._calls.call(*command), failed, args)
-        outcome: R = binding.outcome(raw)
+            raw = await self._repeat(command, send, failed, self._patience_for(args), repeatable=args.REPEATABLE)
+        outcome: R = binding.outcome(raw, args)
         return outcome
+
+    def _confirm(self, *command: Word) -> asyncio.Future[Reply]:
+        """Send a write that promises something so that its answer waits for a replica; anything else as it is."""
+        if command[0] != "FCALL" or command[1] in UNCONFIRMED:
+            return self._calls.call(*command)
+        if self._confirming is None:
+            self._confirming = self._store.confirming()
+        return self._confirming.call(*command)
 
     def _check_partition(self, partition: str) -> None:
         if self._config is None and self._known:
@@ -132,12 +161,19 @@ class ValkeyBackend(Operations):
             if partition_index(partition) >= getattr(self._config, family, 0):
                 _refuse(partition, self._config)
 
-    async def _repeat(self, send: Callable[[], Awaitable[Reply]], failed: EngineError, args: Args[Any]) -> Reply:
-        """Go on after a failed try: load a missing library, wait for a store that is away. The last failure
-        says whether any of the tries may have taken effect."""
-        deadline, pause, applied = time.monotonic() + self._patience, 0.02, False
+    def _patience_for(self, args: Args[Any]) -> float:
+        """Seconds a call keeps trying."""
+        return self._patience
+
+    async def _repeat(
+        self, command: tuple[Word, ...], send: Send, failed: EngineError, patience: float, *, repeatable: bool
+    ) -> Reply:
+        """Go on after a failed try: load a missing library, follow a cluster's redirection, wait for a store that is
+        away. The last failure says whether any of the tries may have taken effect."""
+        deadline, pause, applied, hops = time.monotonic() + patience, 0.02, False, 0
         while True:
             applied = applied or getattr(failed, "may_have_applied", False)
+            lead: Awaitable[Reply] | None = None
             if isinstance(failed, FunctionMissing):
                 # Nothing ran, so repeating is always right. The server was replaced or flushed its functions.
                 await self.load_library()
@@ -145,17 +181,24 @@ class ValkeyBackend(Operations):
                 raise EngineBug(self._library.locate(str(failed))) from failed
             elif not isinstance(failed, Unavailable):
                 raise failed
-            elif failed.code == "closed" or (applied and not args.REPEATABLE) or time.monotonic() + pause > deadline:
+            elif failed.code == "closed" or (applied and not repeatable) or time.monotonic() + pause > deadline:
                 if applied and not failed.may_have_applied:
                     failed.may_have_applied = True
                 raise failed
             else:
-                await asyncio.sleep(pause * (0.5 + random.random()))
-                pause = min(pause * 2, 0.5)
+                hops += 1
+                lead = self._lead(command, send, failed) if hops % HOPS_N else None
+                if lead is None:
+                    await asyncio.sleep(pause * (0.5 + random.random()))
+                    pause = min(pause * 2, 0.5)
             try:
-                return await send()
+                return await (lead if lead is not None else send(*command))
             except EngineError as again:
                 failed = again
+
+    def _lead(self, command: tuple[Word, ...], send: Send, failed: Unavailable) -> Awaitable[Reply] | None:
+        """Where a refusal sends a command; None: nowhere, wait."""
+        return None
 
     async def call_all(self, batch: Sequence[Args[R]]) -> list[R | EngineError]:
         """Many transitions in one turn of the loop; each succeeds or fails on its own."""
@@ -201,7 +244,7 @@ class ValkeyBackend(Operations):
     async def loaded(self) -> Loaded | None:
         """The library the server holds, or None."""
         try:
-            raw = await self._calls.call("FCALL_RO", "ff_library", 0)
+            raw = await self.command("FCALL_RO", "ff_library", 0)
         except FunctionMissing:
             return None
         return msgspec.json.decode(raw, type=Loaded)
@@ -216,13 +259,14 @@ class ValkeyBackend(Operations):
                 return there
             if there is not None and there.version > self._library.version:
                 raise Incompatible(
-                    f"the store holds library version {there.version}, newer than ours, {self._library.version}"
+                    f"the store holds library version {there.version}, newer than ours, {self._library.version}: "
+                    "upgrade this program instead; only a newer one may `ff library upgrade`"
                 )
             words: list[Word] = ["FUNCTION", "LOAD"]
             if there is not None:
                 words.append("REPLACE")
             try:
-                await self._calls.call(*words, self._library.source)
+                await self.command(*words, self._library.source)
             except EngineBug as refused:
                 # Two programs may load at the same moment: the second is told that it exists.
                 if "already exists" not in str(refused):
@@ -231,7 +275,7 @@ class ValkeyBackend(Operations):
 
     async def read_config(self) -> StoreConfig | None:
         """The partition counts `ff init` fixed, or None for a store that was never initialised."""
-        flat = await self._calls.call("HGETALL", keys.CONFIG)
+        flat = await self.command("HGETALL", keys.CONFIG)
         if not flat:
             return None
         pairs = {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
@@ -258,7 +302,7 @@ class ValkeyBackend(Operations):
         flat: list[Word] = []
         for name, value in msgspec.to_builtins(config).items():
             flat += [name, value]
-        await self._calls.call("HSET", keys.CONFIG, *flat)
+        await self.command("HSET", keys.CONFIG, *flat)
         return config
 
     def _adopt(self, config: StoreConfig) -> None:
@@ -268,6 +312,8 @@ class ValkeyBackend(Operations):
     async def close(self) -> None:
         if self._listening is not None:
             await self._listening.close()
+        if self._confirming is not None:
+            await self._confirming.close()
         await self._calls.close()
         await self._store.close()
 
@@ -293,7 +339,7 @@ class _BlockingBackend:
     def call(self, args: Args[R]) -> R:
         binding = self._bindings[type(args)]
         try:
-            outcome: R = binding.outcome(self._connection.call(*binding.request(args)))
+            outcome: R = binding.outcome(self._connection.call(*binding.request(args)), args)
         except FunctionMissing as missing:
             raise Unavailable("the store lost its library; the next call of the event loop loads it") from missing
         return outcome

@@ -24,6 +24,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ffbackend_valkey.url import Target
+from ffcore import limits
 from ffcore.errors import EngineBug, EngineError, Incompatible, InvalidArgument, StoreFull, Unavailable
 
 Word = str | bytes | int | float
@@ -32,7 +33,7 @@ Reply = Any
 """A raw reply: bytes, int, None or a list of replies; an error inside a list is an EngineError in its place."""
 
 CONNECT_TIMEOUT_S: Final = 5.0
-RETRY_AFTER_MS: Final = 1_000
+RETRY_AFTER_MS: Final = limits.FULL_RETRY_MS
 """What StoreFull advises: memory is freed by finishing work, which takes seconds rather than milliseconds."""
 _BACKOFF_FIRST_S: Final = 0.05
 _BACKOFF_MOST_S: Final = 1.0
@@ -91,7 +92,7 @@ def read_refusal(text: str) -> EngineError:
     word, _, rest = text.partition(" ")
     if word in _LOGIN:
         return Incompatible(f"{_LOGIN[word]} [{text}]", detail=text)
-    if "ACL failure in script" in text:
+    if "ACL failure in script" in text or "The user executing the script can't" in text:  # Redis 7.0 says the latter
         return Incompatible(f"{_LOGIN['NOPERM']} [{text}]", detail=text)
     if "without any password configured" in text:
         return Incompatible("the server has no password; leave it out of the URL or set one there", detail=text)
@@ -376,7 +377,7 @@ def sync_connection(
     # Any: redis-py leaves these constructors partly untyped.
     plain: Any = sync.UnixDomainSocketConnection if target.kind == "unix" else sync.Connection
     cls: Any = sync.SSLConnection if target.tls else plain
-    return cast("SyncConnection", cls(**options))
+    return cast("SyncConnection", _unannounced(cls(**options)))
 
 
 def async_connection(
@@ -386,7 +387,14 @@ def async_connection(
     options = _options(target, role, timeout, connect_timeout, AsyncRetry(NoBackoff(), 0))
     plain: Any = aio.UnixDomainSocketConnection if target.kind == "unix" else aio.Connection
     cls: Any = aio.SSLConnection if target.tls else plain
-    return cast("AsyncConnection", cls(**options))
+    return cast("AsyncConnection", _unannounced(cls(**options)))
+
+
+def _unannounced(connection: Any) -> Any:
+    """Without CLIENT SETINFO: a round trip for nothing, and a refusal in the ACL log of every role we ship."""
+    for name in ("driver_info", "lib_name", "lib_version"):  # by release of redis-py
+        setattr(connection, name, None)
+    return connection
 
 
 def _options(

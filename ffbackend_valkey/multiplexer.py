@@ -93,6 +93,10 @@ class Multiplexer:
         self._adopt(await open_link(target, role=role, connect_timeout=connect_timeout))
         return self
 
+    def start(self) -> None:
+        """Connect in the background, instead of `open`: for a node that others named, which may well be away."""
+        self._reconnecting = self._loop.create_task(self._reconnect(), name=f"ff connect {self.target.display}")
+
     @property
     def connected(self) -> bool:
         return self._link is not None
@@ -100,6 +104,16 @@ class Multiplexer:
     @property
     def in_flight(self) -> int:
         return len(self._link.waiting) if self._link is not None else 0
+
+    @property
+    def away(self) -> bool:
+        """Not connected, and the last attempt to connect failed."""
+        return self._link is None and self._why is not None
+
+    @property
+    def answered(self) -> int:
+        """Replies of the present connection: stands still while the server does."""
+        return self._link.sent - len(self._link.waiting) if self._link is not None else 0
 
     @property
     def queued(self) -> int:
@@ -144,6 +158,34 @@ class Multiplexer:
                 raise
         return await self.call(*command)
 
+    def call_asking(self, *command: Word) -> asyncio.Future[Reply]:
+        """Send one command to a node that is taking over its slot, with the ASKING it wants before it in the same
+        write, so that nobody else's command comes between. It leaves now or fails (it has not left)."""
+        caller: asyncio.Future[Reply] = self._loop.create_future()
+        link = self._link
+        if link is None or not link.writable:
+            caller.set_exception(Unavailable(f"not connected to {self.target.display}", may_have_applied=False))
+            return caller
+        leave: asyncio.Future[Reply] = self._loop.create_future()
+        leave.add_done_callback(_seen)
+        link.send(pack(("ASKING",)) + pack(command), (leave, caller))
+        return caller
+
+    def turn_away(self, why: EngineError) -> None:
+        """Fail what has not left: this server is no longer the one for it."""
+        unsent = [*(held.caller for held in self._held), *self._callers]
+        self._held.clear()
+        self._queued, self._callers = [], []
+        for caller in unsent:
+            if not caller.done():
+                caller.set_exception(copy.copy(why))
+        self._pump()
+
+    def hang_up(self, why: str) -> None:
+        """Drop the connection: what is in flight fails, and may have applied. A new one is opened."""
+        if self._link is not None:
+            self._link.kill(why)
+
     async def close(self) -> None:
         """Fail what is in flight (it may have applied) and what has not left (it has not), then hang up."""
         self._closed = True
@@ -155,12 +197,7 @@ class Multiplexer:
             self._reconnecting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reconnecting
-        unsent = [*(held.caller for held in self._held), *self._callers]
-        self._held.clear()
-        self._queued, self._callers = [], []
-        for caller in unsent:
-            if not caller.done():
-                caller.set_exception(_closed())
+        self.turn_away(_closed())
         self._wake(len(self._crowd))
         link, self._link = self._link, None
         if link is not None:
@@ -299,6 +336,12 @@ class Multiplexer:
             else:
                 marks.append(link.sent)
         self._sweeping = None if self._closed else self._loop.call_later(self._timeout / _TICKS, self._sweep)
+
+
+def _seen(reply: asyncio.Future[Reply]) -> None:
+    """Nobody waits for it: its failure is the next command's too."""
+    if not reply.cancelled():
+        reply.exception()
 
 
 def _closed() -> Unavailable:

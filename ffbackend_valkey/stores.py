@@ -11,20 +11,31 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
-from ffbackend_valkey.backend import PATIENCE_S, Blocking, Calls, Listening, Store, ValkeyBackend
+from ffbackend_valkey import advisories
+from ffbackend_valkey.backend import PATIENCE_S, Blocking, Calls, Listening, Reply, Store, ValkeyBackend
+from ffbackend_valkey.binding import Word
 from ffbackend_valkey.blocking import BlockingConnection
+from ffbackend_valkey.cluster_backend import PATIENCE_S as CLUSTER_PATIENCE_S
+from ffbackend_valkey.cluster_backend import ClusterBackend
+from ffbackend_valkey.cluster_blocking import ClusterBlocking
+from ffbackend_valkey.cluster_calls import ClusterCalls
+from ffbackend_valkey.cluster_listening import ClusterListening
+from ffbackend_valkey.confirm import Confirming
 from ffbackend_valkey.library import Library, judge, library
 from ffbackend_valkey.multiplexer import Multiplexer
 from ffbackend_valkey.subscriber import Subscriber
 from ffbackend_valkey.url import Target, parse_url
 from ffcore import limits
 from ffcore.backend import StoreConfig
-from ffcore.errors import EngineError, Incompatible, NotInitialised
+from ffcore.errors import EngineError, Incompatible, NotInitialised, Unavailable
 
 if TYPE_CHECKING:
     from ffbackend_valkey.embedded import Endpoint
+
+CLUSTER_PARTITIONS: Final = 64
+"""On a cluster a partition is the unit that moves between nodes; 64 spread evenly over a few of them."""
 
 log = logging.getLogger("flowfabric.store")
 _warned: set[str] = set()
@@ -41,11 +52,42 @@ class ServerStore:
     async def calls(self) -> Calls:
         return await Multiplexer.open(self.target, timeout=self._timeout)
 
+    def confirming(self) -> Calls:
+        return Confirming(self.target)
+
     def blocking(self) -> Blocking:
         return BlockingConnection(self.target)
 
     def listening(self) -> Listening:
         return Subscriber(self.target)
+
+    async def close(self) -> None:
+        return None
+
+
+class ClusterStore:
+    """A cluster reached over sockets; whose nodes serve which slots is learnt from it."""
+
+    fresh_initialises = False
+
+    def __init__(self, target: Target, *, timeout: float = 30.0) -> None:
+        self.target, self.url, self._timeout = target, target.display, timeout
+        self._calls: ClusterCalls | None = None
+
+    async def calls(self) -> ClusterCalls:
+        self._calls = await ClusterCalls.open(self.target, timeout=self._timeout)
+        return self._calls
+
+    def confirming(self) -> Calls:
+        assert self._calls is not None
+        return self._calls.confirming
+
+    def blocking(self) -> Blocking:
+        return ClusterBlocking(self.target)
+
+    def listening(self) -> Listening:
+        assert self._calls is not None
+        return ClusterListening(self.target, self._calls)
 
     async def close(self) -> None:
         return None
@@ -87,6 +129,9 @@ class MemoryStore:
     async def calls(self) -> Calls:
         return self.server.link()
 
+    def confirming(self) -> Calls:
+        raise Incompatible("memory:// has no replica")
+
     def blocking(self) -> Blocking:
         return self.server.blocking()
 
@@ -105,7 +150,7 @@ def store_of(url: str) -> Store:
     if target.kind == "memory":
         return MemoryStore(target.name, url)
     if target.kind == "cluster":
-        raise Incompatible("this release speaks to one server; valkey+cluster:// comes with the cluster backend")
+        return ClusterStore(target)
     return ServerStore(target)
 
 
@@ -114,7 +159,7 @@ async def connect(
     *,
     init: bool | StoreConfig | None = None,
     check: bool = True,
-    patience: float = PATIENCE_S,
+    patience: float | None = None,
     lib: Library | None = None,
     durability: Literal["accepted", "fsync", "replicated"] = "accepted",
 ) -> ValkeyBackend:
@@ -123,10 +168,12 @@ async def connect(
 
     init: True or counts to initialise a fresh store; None only where the store initialises itself.
     check: look at the server's settings and library first.
+    patience: seconds a repeatable call keeps trying while the store is away; longer by default on a cluster, which
+    needs some for a failover.
     """
     store = store_of(url)
     try:
-        backend = ValkeyBackend(store, await store.calls(), lib or library(), patience=patience)
+        backend = _backend(store, await store.calls(), lib or library(), patience, durability == "replicated")
     except BaseException:
         await store.close()
         raise
@@ -141,7 +188,7 @@ async def connect(
                 if check:
                     raise NotInitialised(f"{backend.url} holds no partitions; run `ff init [--partitions N]` once")
             else:
-                await backend.initialise(init if isinstance(init, StoreConfig) else StoreConfig(fp=limits.PARTITIONS))
+                await backend.initialise(init if isinstance(init, StoreConfig) else default_config(backend.url))
         elif isinstance(init, StoreConfig):
             await backend.initialise(init)
     except BaseException:
@@ -150,9 +197,36 @@ async def connect(
     return backend
 
 
-async def check_server(backend: ValkeyBackend, durability: str) -> list[str]:
-    """Refuse what may lose work, warn once about what may lose the last second of it. Answers the warnings."""
+def _backend(store: Store, calls: Calls, lib: Library, patience: float | None, replicated: bool) -> ValkeyBackend:
+    if isinstance(calls, ClusterCalls):
+        patience = CLUSTER_PATIENCE_S if patience is None else patience
+        return ClusterBackend(store, calls, lib, patience=patience, replicated=replicated)
+    patience = PATIENCE_S if patience is None else patience
+    return ValkeyBackend(store, calls, lib, patience=patience, replicated=replicated)
+
+
+def default_config(url: str) -> StoreConfig:
+    """Partition counts of a fresh store where nobody chose any: on a cluster enough for every primary to have some."""
+    return StoreConfig(fp=CLUSTER_PARTITIONS if parse_url(url).kind == "cluster" else limits.PARTITIONS)
+
+
+class Server(Protocol):
+    """What the checks need of a server, or of one primary of a cluster."""
+
+    @property
+    def url(self) -> str: ...
+
+    async def command(self, *words: Word) -> Reply: ...
+
+
+async def check_server(backend: Server, durability: str) -> list[str]:
+    """Refuse what may lose work, warn once about what may lose the last second of it: on every primary of a cluster.
+    Answers the warnings."""
+    if isinstance(backend, ClusterBackend):
+        return await _check_cluster(backend, durability)
     if backend.url.startswith("memory:"):
+        if durability == "replicated":
+            raise Incompatible("memory:// has no replica: durability='replicated' needs a server with one")
         if durability != "accepted":
             raise Incompatible(f"memory:// keeps nothing: durability={durability!r} needs appendfsync always")
         return []
@@ -160,11 +234,15 @@ async def check_server(backend: ValkeyBackend, durability: str) -> list[str]:
     found = re.search(r"redis_version:(\d+)\.(\d+)", info)
     if found and (int(found[1]), int(found[2])) < (7, 0):
         raise Incompatible(f"the server is version {found[1]}.{found[2]}; Functions need Valkey >= 7.2 or Redis >= 7.0")
+    if isinstance(backend, ValkeyBackend) and re.search(r"(redis|server)_mode:cluster", info):
+        raise Incompatible(f"{backend.url} is a node of a cluster: use valkey+cluster:// with its address")
     try:
         settings = await _settings(backend)
     except EngineError:
         settings = {}
     warnings: list[str] = []
+    if known := advisories.warning(info):
+        warnings.append(known)
     if not settings:
         warnings.append("the server does not show its CONFIG: eviction and durability are unchecked; run `ff doctor`")
     seconds, micros = await backend.command("TIME")
@@ -185,6 +263,12 @@ async def check_server(backend: ValkeyBackend, durability: str) -> list[str]:
             warnings.append("appendfsync is everysec: a power cut may lose the last second of acknowledged work")
         if settings.get("maxmemory") == "0":
             warnings.append("maxmemory is 0: the server has no bound of its own")
+    if durability == "replicated":
+        role = await backend.command("ROLE")
+        if role[0] == b"master" and not role[2]:
+            raise Incompatible(
+                "durability='replicated' needs a replica, and none is connected to the server; add one, or use 'fsync'"
+            )
     for text in warnings:
         if (backend.url + text) not in _warned and os.environ.get("FF_QUIET") != "1":
             _warned.add(backend.url + text)
@@ -192,7 +276,26 @@ async def check_server(backend: ValkeyBackend, durability: str) -> list[str]:
     return warnings
 
 
-async def _settings(backend: ValkeyBackend) -> dict[str, str]:
+async def _check_cluster(backend: ClusterBackend, durability: str) -> list[str]:
+    """Each primary by itself. One that is away is waited for, for as long as a call would be: by then another may have
+    taken over from it."""
+    deadline, checked, warnings = time.monotonic() + backend.patience, set[str](), list[str]()
+    while True:
+        primaries = backend.primaries()
+        missing = [primary for primary in primaries if primary.url not in checked]
+        if not missing:
+            return warnings
+        for primary in missing:
+            try:
+                warnings += [f"{primary.url}: {text}" for text in await check_server(primary, durability)]
+                checked.add(primary.url)
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.2)
+
+
+async def _settings(backend: Server) -> dict[str, str]:
     wanted = ("maxmemory-policy", "appendonly", "appendfsync", "maxmemory")
     flat = await backend.command("CONFIG", "GET", *wanted)
     return {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}

@@ -2,6 +2,9 @@
 
 Messages published while the connection is away are gone, so after every reconnect the `on_gap` callbacks run,
 when all channels are subscribed again: whoever listens polls once and has missed nothing.
+
+In a cluster a channel's slot may move away from this server. Then `on_evicted` gets the channel, which this
+subscriber has forgotten; without it the connection is dropped and made anew.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from ffbackend_valkey.connection import CONNECT_TIMEOUT_S, Link, Reply, backoff, open_link
@@ -28,9 +31,10 @@ class Subscriber:
 
     def __init__(
         self, target: Target, *, role: str = "subscriber", connect_timeout: float = CONNECT_TIMEOUT_S,
-        ping_every: float = PING_EVERY_S,
+        ping_every: float = PING_EVERY_S, on_evicted: Callable[[str], None] | None = None,
     ) -> None:
         self.target = target
+        self._on_evicted = on_evicted
         self._role = role
         self._connect_timeout = connect_timeout
         self._ping_every = ping_every
@@ -78,6 +82,11 @@ class Subscriber:
                 async with asyncio.timeout(self._connect_timeout):
                     await asyncio.shield(left)
 
+    async def confirmed(self, channel: str) -> None:
+        """Wait until the server has confirmed a channel that is listened to. Unavailable if it refuses."""
+        async with asyncio.timeout(self._connect_timeout):
+            await self._confirmation(channel)
+
     def on_gap(self, callback: Callable[[], None]) -> None:
         """Call this after every reconnect, when messages may have been missed."""
         self._gaps.append(callback)
@@ -86,6 +95,14 @@ class Subscriber:
         """Forget a gap callback; unknown ones are ignored."""
         with contextlib.suppress(ValueError):
             self._gaps.remove(callback)
+
+    def forget(self, channel: str) -> None:
+        """Stop listening to a channel without waiting for the server: it is not the channel's any more."""
+        self._leave(channel, None)
+
+    @property
+    def channels(self) -> list[str]:
+        return list(self._listeners)
 
     async def close(self) -> None:
         """Hang up; nobody is called afterwards."""
@@ -195,7 +212,10 @@ class Subscriber:
             for channel in self._listeners:
                 self._confirmed[channel] = self._ask(link, "SSUBSCRIBE", channel)
             async with asyncio.timeout(self._connect_timeout):
-                await asyncio.gather(*(asyncio.shield(one) for one in self._confirmed.values()))
+                results = await asyncio.gather(
+                    *(asyncio.shield(one) for one in self._confirmed.values()), return_exceptions=True
+                )
+            self._sort_out(list(self._confirmed), results)
         except TimeoutError:
             link.kill("the server did not confirm the subscriptions in time")
             raise Unavailable(f"{self.target.display} did not confirm the subscriptions in time") from None
@@ -205,6 +225,22 @@ class Subscriber:
         if link.dead:
             raise Unavailable(f"{self.target.display} hung up")
         return link
+
+    def _sort_out(self, channels: list[str], results: Sequence[object]) -> None:
+        """Give up the channels that live elsewhere by now; any other refusal is the connection's."""
+        for result in results:
+            moved = isinstance(result, EngineError) and result.code == "moved" and self._on_evicted is not None
+            if isinstance(result, BaseException) and not moved:
+                raise result
+        for channel, result in zip(channels, results, strict=True):
+            if isinstance(result, EngineError):
+                self._evict(channel)
+
+    def _evict(self, channel: str) -> None:
+        self._listeners.pop(channel, None)
+        self._confirmed.pop(channel, None)
+        if self._on_evicted is not None:
+            self._guard(self._on_evicted, channel)
 
     async def _watch(self, link: Link) -> bool:
         """Return when the link is lost: whether it had ever answered a ping or a subscription."""
@@ -237,8 +273,11 @@ class Subscriber:
             if not head.done():
                 head.set_result(push)
         elif kind == b"sunsubscribe" and push[1].decode() in self._listeners:
-            # The slot moved away. Reconnecting subscribes again where it can and reports the gap.
-            link.kill("the server ended a subscription")
+            # The slot moved away.
+            if self._on_evicted is not None:
+                self._evict(push[1].decode())
+            else:  # reconnecting subscribes again where it can and reports the gap
+                link.kill("the server ended a subscription")
 
     def _guard(self, callback: Callable[..., None], *args: object) -> None:
         """A listener that raises must not take the connection down; the loop's handler gets to see it."""

@@ -11,16 +11,17 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 from ffcore.errors import InvalidArgument
-from ffsdk.errors import refuse_not_yet
 from ffsdk.times import wall_ms
 
 if TYPE_CHECKING:
     from ffbackend_valkey.virtual_time import IdleSkipper
+    from ffcore.args import Args
     from ffcore.backend import Backend
 
+R = TypeVar("R")
 Durability = Literal["accepted", "fsync", "replicated"]
 DEFAULT_DIR = ".flowfabric"
 
@@ -50,11 +51,9 @@ def resolve_url(
 
 
 def check_durability(durability: str) -> None:
-    """Refuse words that are none, and the one this release cannot keep."""
-    if durability == "replicated":
-        refuse_not_yet(replicated=durability)
-    if durability not in ("accepted", "fsync"):
-        raise InvalidArgument(f"durability {durability!r:.40}: use accepted or fsync")
+    """Refuse words that are none."""
+    if durability not in ("accepted", "fsync", "replicated"):
+        raise InvalidArgument(f"durability {durability!r:.40}: use accepted, fsync or replicated")
 
 
 async def open_backend(url: str | None = None, *, durability: str = "accepted", verb: str | None = None) -> Backend:
@@ -64,18 +63,26 @@ async def open_backend(url: str | None = None, *, durability: str = "accepted", 
     found = resolve_url(url, verb=verb)
     from ffbackend_valkey.stores import connect
 
-    return await connect(found, durability="fsync" if durability == "fsync" else "accepted")
+    return await connect(found, durability=cast("Durability", durability))
 
 
 async def require_durability(backend: Backend, durability: str) -> None:
     """Refuse (Incompatible) a store that does not keep what is asked; for a single submit that wants more."""
     check_durability(durability)
-    if durability == "fsync":
+    if durability != "accepted":
         from ffbackend_valkey.backend import ValkeyBackend
         from ffbackend_valkey.stores import check_server
 
         if isinstance(backend, ValkeyBackend):
             await check_server(backend, durability)
+
+
+async def call_replicated(backend: Backend, args: Args[R]) -> R:
+    """A call that is answered when a replica has it. Unavailable, code `not_replicated` (it may have applied), if none
+    had it in time: repeat it."""
+    from ffbackend_valkey.backend import ValkeyBackend
+
+    return await (backend.call_replicated(args) if isinstance(backend, ValkeyBackend) else backend.call(args))
 
 
 def clock_of(backend: Backend) -> Callable[[], int]:

@@ -278,6 +278,61 @@ async def test_closing_while_disconnected_ends_the_reconnecting(proxy: Proxy) ->
     assert not any(task.get_name().startswith("ff reconnect") for task in asyncio.all_tasks())
 
 
+# ------------------------------------------------------------------------------------------- one of several
+
+
+async def test_a_connection_started_in_the_background_serves_the_calls_that_came_before_it(proxy: Proxy) -> None:
+    await proxy.refuse()
+    mux = Multiplexer(proxy.target)
+    mux.start()
+    calls = [mux.call("ECHO", n) for n in range(3)]
+    await until(lambda: mux.away, "a failed attempt")
+    await proxy.start()
+    assert await outcomes(calls) == [b"0", b"1", b"2"]
+    assert mux.connected and not mux.away and mux.answered == 3
+    await mux.close()
+
+
+async def test_what_has_not_left_can_be_turned_away_and_what_has_left_is_still_answered(proxy: Proxy) -> None:
+    async with opened(proxy.target, max_in_flight=2) as mux:
+        proxy.hold_replies()
+        gone = [mux.call("ECHO", n) for n in range(2)]
+        await until(lambda: proxy.held > 0)
+        held = [mux.call("ECHO", n) for n in range(2, 5)]
+        await asyncio.sleep(0)
+        queued = mux.call("ECHO", 5)
+        mux.turn_away(Unavailable("elsewhere", code="moved_away"))
+        for call in (*held, queued):
+            with pytest.raises(Unavailable, match="elsewhere") as away:
+                await call
+            assert (away.value.code, away.value.may_have_applied) == ("moved_away", False)
+        proxy.release()
+        assert await outcomes(gone) == [b"0", b"1"]
+        assert await mux.call("ECHO", "after") == b"after"
+
+
+async def test_hanging_up_fails_what_is_in_flight_and_connects_anew(proxy: Proxy) -> None:
+    async with opened(proxy.target) as mux:
+        proxy.hold_replies()
+        in_flight = [mux.call("ECHO", n) for n in range(5)]
+        await until(lambda: proxy.held > 0)
+        mux.hang_up("enough")
+        assert all_unknown(await outcomes(in_flight))
+        assert await mux.call("ECHO", "again") == b"again"
+
+
+async def test_a_command_with_asking_leaves_with_it_or_not_at_all(proxy: Proxy, key: str) -> None:
+    """Outside a cluster the server refuses ASKING, or not; what counts is that its reply is nobody else's."""
+    async with opened(proxy.target) as mux:
+        before, asked, after = mux.call("ECHO", 1), mux.call_asking("ECHO", 2), mux.call("ECHO", 3)
+        assert await asyncio.gather(before, asked, after) == [b"1", b"2", b"3"]
+        await proxy.refuse()
+        await until(lambda: not mux.connected)
+        with pytest.raises(Unavailable) as unsent:
+            await mux.call_asking("ECHO", 4)
+        assert unsent.value.may_have_applied is False
+
+
 # ------------------------------------------------------------------------------------------------ limits
 
 

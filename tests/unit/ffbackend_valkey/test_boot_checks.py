@@ -18,7 +18,7 @@ class Server:
 
     url = "valkey://fake"
 
-    def __init__(self, settings: dict[str, str] | None, version: str = "7.2.4", ahead_s: float = 0.0) -> None:
+    def __init__(self, settings: dict[str, str] | None, version: str = "7.2.11", ahead_s: float = 0.0) -> None:
         self._settings, self._version, self._ahead_s = settings, version, ahead_s
 
     async def command(self, *words: Any) -> Any:

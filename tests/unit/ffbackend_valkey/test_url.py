@@ -127,6 +127,12 @@ def test_what_is_displayed_without_a_password_can_be_parsed_again(url: str) -> N
     ("memory://a/b", "letters"),
     ("valkey://h\n", "control character"),
     ("valkey://me:CANARY h", "percent-encode"),
+    ("valkey://me:pass?CANARY@h:1", "%3F"),
+    ("me:CANARY@valkey://h", "no known scheme"),
+    ("valkey://h/" + "9" * 5000, "must be a number"),
+    ("embedded://a%00b", "control character"),
+    ("unix:///a%0ab", "control character"),
+    ("valkeys://h?ca=%00", "control character"),
 ])
 def test_a_wrong_url_is_refused_with_the_remedy_and_without_the_password(url: str, remedy: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
