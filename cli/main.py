@@ -33,10 +33,11 @@ TREE: Final[dict[str, tuple[str, str]]] = {
     "job": ("job:job", "List, show, cancel, replay and explain jobs."),
     "worker": ("worker:worker", "Run a worker; list those that are alive."),
     "engine": ("engine:engine", "Look after timers and recovery without a worker."),
-    "lane": ("lane:lane", "List lanes, pause, resume, drain, bound what they keep."),
+    "lane": ("lane:lane", "List lanes; pause, resume, drain, order them; bound what they keep."),
     "lease": ("lease:lease", "List leases; take one away."),
     "hold": ("hold:hold", "Stop jobs of a task or with a tag from starting."),
     "release": ("hold:release", "Let held jobs go."),
+    "store": ("store:store", "Show and set what holds for the whole store."),
     "top": ("top:top", "Watch lanes, workers and rates."),
     "library": ("library:library", "Show, load or upgrade the store's function library."),
     "config": ("setup:config", "Show what this program is connected to and how."),
@@ -116,9 +117,12 @@ def tell(error: BaseException, as_json: bool) -> None:
         }
         click.echo(json.dumps({**told, "errors": lines} if lines else told), err=True)
     else:
-        click.echo(f"ff: {message}", err=True)
+        from .render import printable
+
+        # What a handler or another user wrote may be part of it, and must not steer the terminal.
+        click.echo("\n".join(printable(part) for part in f"ff: {message}".split("\n")), err=True)
         for line in lines[:20]:
-            click.echo(f"  {line}", err=True)
+            click.echo(f"  {printable(line)}", err=True)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -114,9 +114,9 @@ def cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return " ".join(f"{k}={v}" for k, v in cast("Record", value).items())
+        return printable(" ".join(f"{k}={v}" for k, v in cast("Record", value).items()))
     if isinstance(value, list | tuple | frozenset | set):
-        return ",".join(str(v) for v in cast("Iterable[Any]", value))
+        return printable(",".join(str(v) for v in cast("Iterable[Any]", value)))
     return printable(str(value))
 
 
@@ -209,7 +209,8 @@ class Out:
             # An id is copied with the mouse: it is folded rather than cut.
             table.add_column(Text(column.title), justify="right" if column.right else "left", overflow="fold")
         for record in records:
-            texts = [column.show(record[column.key]) if column.show else cell(record[column.key]) for column in columns]
+            values = [(column, record[column.key]) for column in columns]
+            texts = [printable(column.show(value)) if column.show else cell(value) for column, value in values]
             table.add_row(*(Text(text, style=STYLES.get(text, "")) for text in texts))
         return table
 

@@ -96,7 +96,9 @@ def parse_url(url: str) -> Target:
     if scheme == "memory":
         return _memory(url)
     if scheme not in _TCP and scheme not in _CLUSTER and scheme != "unix":
-        raise InvalidArgument(f"unknown scheme {scheme!r} in the store's URL; {_ACCEPTED}")
+        # What stands before "://" may be a login somebody put there: only what looks like a scheme is repeated.
+        named = f"unknown scheme {scheme!r}" if scheme.replace("+", "").isalnum() else "no known scheme"
+        raise InvalidArgument(f"{named} in the store's URL; {_ACCEPTED}")
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -109,10 +111,18 @@ def parse_url(url: str) -> Target:
 
 
 def _embedded(url: str) -> Target:
-    path = unquote(url.partition("://")[2])
+    path = _decoded(url.partition("://")[2], "directory")
     if not path:
         raise InvalidArgument("embedded:// needs a directory, for example embedded://./.flowfabric")
     return Target(kind="embedded", scheme="embedded", path=os.path.expanduser(path))
+
+
+def _decoded(text: str, what: str) -> str:
+    """Percent-decoded; without characters that no file system shows and some take for the end of a name."""
+    path = unquote(text)
+    if not path.isprintable():
+        raise InvalidArgument(f"the {what} in the store's URL holds a control character")
+    return path
 
 
 def _memory(url: str) -> Target:
@@ -125,7 +135,7 @@ def _memory(url: str) -> Target:
 def _unix(parts: SplitResult) -> Target:
     options = _options(parts, {"db"})
     login, _, host = parts.netloc.rpartition("@")
-    path = unquote(parts.path)
+    path = _decoded(parts.path, "path")
     if host or len(path) < 2:
         raise InvalidArgument("unix:// needs an absolute path after two slashes, for example unix:///run/valkey.sock")
     username, password = _login(login)
@@ -153,9 +163,10 @@ def _network(parts: SplitResult) -> Target:
     if verify not in ("full", "none"):
         raise InvalidArgument("?verify= takes 'full' (the default) or 'none' (any certificate is accepted)")
     username, password = _login(login)
+    ca = options.get("ca")
     return Target(
         kind="cluster" if clustered else "tcp", scheme=parts.scheme, nodes=nodes, db=db, tls=tls,
-        username=username, password=password, ca=options.get("ca"), verify=verify == "full",
+        username=username, password=password, ca=None if ca is None else _decoded(ca, "?ca="), verify=verify == "full",
     )
 
 
@@ -182,7 +193,7 @@ def _login(text: str) -> tuple[str | None, str | None]:
 
 
 def _db(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise InvalidArgument("the database in the store's URL must be a number, for example valkey://127.0.0.1:6379/0")
     return int(text)
 
@@ -193,7 +204,9 @@ def _options(parts: SplitResult, accepted: set[str]) -> dict[str, str]:
         if name in _TLS_OPTIONS and name not in accepted:
             raise InvalidArgument(f"?{name}= needs TLS; use valkeys:// or rediss://")
         if name not in accepted:
+            # Not repeated: behind a '?' that was not escaped it is the rest of a password.
             raise InvalidArgument(
-                f"the {parts.scheme}:// URL has an unknown option {name!r}; accepted are {', '.join(sorted(accepted))}"
+                f"the {parts.scheme}:// URL has an unknown option; accepted are {', '.join(sorted(accepted))}; "
+                f"in a password write %3F for '?'"
             )
     return options

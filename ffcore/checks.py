@@ -18,12 +18,21 @@ INT_MAX: Final = 2**53 - 1
 U32_MAX: Final = 2**32 - 1
 
 
+def shown(value: object, limit: int = 40) -> str:
+    """A bad value for a message: cut, and in any case text. Python refuses to write out an integer of thousands of
+    digits, and what users pass may have a `repr` of its own that fails."""
+    try:
+        return f"{value!r:.{limit}}"
+    except Exception:
+        return f"one {type(value).__name__} that cannot be written out"
+
+
 def whole(value: object, what: str, low: int = 0, high: int = INT_MAX, *, code: str | None = None) -> None:
     """An integer within bounds. None, which an optional field may hold, passes; a bool is not a number."""
     if value is None:
         return
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise InvalidArgument(f"{what} is {value!r:.40}: use a whole number from {low} to {high}", code=code)
+        raise InvalidArgument(f"{what} is {shown(value)}: use a whole number from {low} to {high}", code=code)
 
 
 def span_ms(value: int | None, what: str, low: int = 0) -> None:
@@ -72,6 +81,8 @@ def text(value: object, what: str, limit: int = limits.KEY_BYTES) -> None:
 
 def tags(value: Mapping[str, str]) -> None:
     """Keys carry a namespace and a dot (`shop.tenant`), so that they never meet the engine's own fields."""
+    if not isinstance(value, Mapping):
+        raise InvalidArgument(f"tags are {shown(value, 60)}: use a mapping, as in {{'shop.tenant': 't1'}}")
     if len(value) > limits.TAGS_N:
         raise InvalidArgument(f"{len(value)} tags; the limit is {limits.TAGS_N}")
     for key, content in value.items():

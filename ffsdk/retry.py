@@ -34,6 +34,8 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
             )
         if isinstance(self.on, str) or (self.on is not None and not self.on):
             raise InvalidArgument("on= takes a tuple of failure categories, or None for all of them")
+        if not isinstance(self.factor, int | float) or not 1 <= self.factor <= 1000:
+            raise InvalidArgument(f"factor is {checks.shown(self.factor)}: use a number from 1 to 1000")
         self.policy()  # the engine's own bounds
 
     def policy(self) -> RetryPolicy:

@@ -6,11 +6,10 @@ because nobody can say later which clock it meant.
 
 from __future__ import annotations
 
-import math
 import time
 from datetime import UTC, datetime, timedelta
 
-from ffcore import limits
+from ffcore import checks, limits
 from ffcore.errors import InvalidArgument
 
 Duration = int | float | timedelta
@@ -20,11 +19,13 @@ Duration = int | float | timedelta
 def span_ms(value: Duration, what: str, *, low_ms: int = 0) -> int:
     """Milliseconds of a span; InvalidArgument for one that is negative, too small, infinite or over ten years."""
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds):
-        raise InvalidArgument(f"{what} is {value!r:.60}: use seconds or a timedelta")
-    ms = round(seconds * 1000)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds != seconds:
+        raise InvalidArgument(f"{what} is {checks.shown(value, 60)}: use seconds or a timedelta")
+    # Bounded first: neither a huge integer nor a huge float can be rounded to milliseconds.
+    ms = round(seconds * 1000) if abs(seconds) <= limits.SPAN_MAX_MS else -1
     if not low_ms <= ms <= limits.SPAN_MAX_MS:
-        raise InvalidArgument(f"{what} is {value!r:.60}: use {low_ms / 1000:g} to {limits.SPAN_MAX_MS // 1000} seconds")
+        said = f"{low_ms / 1000:g} to {limits.SPAN_MAX_MS // 1000} seconds"
+        raise InvalidArgument(f"{what} is {checks.shown(value, 60)}: use {said}")
     return ms
 
 
