@@ -74,3 +74,8 @@ async def test_the_higher_priority_goes_first(env: dict[str, str]) -> None:
         await (await connect(env["FF_URL"], init=StoreConfig(fp=1))).close()
         out = run(env, "examples.priorities").splitlines()
     assert out == ["first: urgent 0", "last: draft 7", "jobs: 24"]
+
+
+async def test_the_tests_of_a_users_own_code_pass(env: dict[str, str]) -> None:
+    out = run(env, "pytest", "-q", "-p", "no:cacheprovider", "-rP", "examples/test_invoices.py")
+    assert "3 passed" in out and "crash points tried: before and after each of" in out
