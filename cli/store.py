@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ffcore import ids, limits
 from ffcore.args import Args
 from ffcore.contracts.operator import LaneCounts, LaneStatsArgs, ListedLane, ListLanesArgs
-from ffcore.contracts.reads import ListedExecution, ListExecutionsArgs
+from ffcore.contracts.reads import ExecutionHistoryArgs, HistoryEntry, ListedExecution
 from ffcore.errors import EngineError, NotFound
 from ffcore.ids import ExecutionId, LaneId, PartitionKey
-from ffcore.states import PublicState, vector
-from ffcore.views import LISTED
 from ffsdk.fanout import ask_all
+from ffsdk.listing import states_of, walk
 
 from .options import Settings
 
 if TYPE_CHECKING:
     from ffcore.backend import Backend
     from ffsdk.client import Client
+    from ffsdk.views import FanOut
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -58,6 +58,22 @@ async def client_of(settings: Settings) -> AsyncGenerator[Client]:
         yield client
 
 
+def report(settings: Settings, told: FanOut, record: dict[str, Any], said: str) -> None:
+    """Say which partitions heard of a change. Those that did not hear of it from whoever ticks them: exit code 5."""
+    import click
+
+    out = settings.out()
+    if out.json:
+        out.line({**record, "revision": told.revision, "reached": len(told.reached), "not_reached": told.not_reached})
+    elif told.complete:
+        out.say(f"{said} in all partitions.")
+    else:
+        late = ", ".join(told.not_reached)
+        out.say(f"{said} in {len(told.reached)} partitions; {late} will hear of it from whoever ticks.")
+    if not told.complete:
+        click.get_current_context().exit(5)
+
+
 def execution_id(text: str, backend: Backend) -> ExecutionId:
     """An id as typed, checked against the store."""
     return ExecutionId(ids.check_id(text, partitions=backend.config.fp))
@@ -82,12 +98,7 @@ async def in_chunks(backend: Backend, batch: Sequence[Args[R]], told: Callable[[
     return out
 
 
-def public_state(row: ListedExecution) -> PublicState:
-    """What people call the state of a listed execution."""
-    return vector(row.state, row.reason or None, row.next or None, row.started).public_state
-
-
-async def executions(
+def executions(
     backend: Backend,
     *,
     states: Iterable[str] = (),
@@ -98,34 +109,22 @@ async def executions(
     limit: int | None = None,
 ) -> AsyncIterator[ListedExecution]:
     """Executions that match, partition by partition; `limit` counts per partition, so that none hides another's."""
-    wanted = {PublicState(s) for s in states}
-    stored = sorted({word for s in wanted for word in LISTED[s]})
-    if wanted and not stored:
-        return
-    for partition in backend.config.keys("fp"):
-        cursor: str | None = None
-        found = 0
-        while limit is None or found < limit:
-            page = await backend.call(
-                ListExecutionsArgs(
-                    partition=partition,
-                    lane_id=LaneId(lane) if lane else None,
-                    states=stored,
-                    tag=tag,
-                    namespace=namespace,
-                    cursor=cursor,
-                    limit=limits.PAGE_N if limit is not None and limit < limits.PAGE_N else limits.PAGE_MAX_N,
-                )
-            )
-            for row in page.items:
-                if (not wanted or public_state(row) in wanted) and (task is None or row.task == task):
-                    found += 1
-                    yield row
-                    if found == limit:
-                        break
-            cursor = page.cursor
-            if not cursor:
-                break
+    wanted = states_of(list(states))
+    return walk(backend, wanted, lane=lane, tag=tag, namespace=namespace, task=task, limit_each=limit)
+
+
+async def transitions(backend: Backend, execution_id: ExecutionId, limit: int) -> list[HistoryEntry]:
+    """The first so many of an execution's transitions, as far as the feed still holds them."""
+    found: list[HistoryEntry] = []
+    after: str | None = None
+    while len(found) < limit:
+        page = await backend.call(
+            ExecutionHistoryArgs(execution_id=execution_id, after=after, limit=limit - len(found))
+        )
+        found, after = found + page.entries, page.cursor
+        if not page.more:
+            break
+    return found[:limit]
 
 
 async def lane_names(backend: Backend) -> dict[str, set[str]]:

@@ -56,7 +56,8 @@ def encode(value: Any) -> Word:
 def _encode_json(value: Any) -> bytes:
     if isinstance(value, set | frozenset):
         return msgspec.json.encode(sorted(cast("set[str]", value)))
-    return msgspec.json.encode(value)
+    # A policy holds a set: one order in every process, or the store would keep the same policy under several texts.
+    return msgspec.json.encode(value, order="deterministic")
 
 
 def _encode_optional(value: Any) -> Word:
@@ -88,6 +89,39 @@ class _Column(NamedTuple):
         if self.optional:
             return _encode_optional
         return _encode_json if self.kind == "json" else _encode_required
+
+    def expression(self, hint: Any, names: dict[str, Any]) -> str:
+        """Python source of the word for ``v.<name>``. Text and bytes are the word; the rest goes through a call."""
+        plain, value = _plain(hint), f"v.{self.name}"
+        if plain in (str, bytes) and self.kind != "json":
+            if not self.optional:
+                # A field that may be None is sent empty where the function wants something.
+                return value if type(None) not in get_args(hint) else f"({value} or b'')"
+            return f"({'b' if plain is bytes else ''}'=' + x if (x := {value}) is not None else b'')"
+        names[f"_put_{self.name}"] = self.encoder
+        return f"_put_{self.name}({value})"
+
+
+def _plain(hint: Any) -> Any:
+    """The type behind a NewType, an annotation or an `| None`."""
+    if hasattr(hint, "__supertype__"):
+        return _plain(hint.__supertype__)
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is typing.Annotated:
+        return _plain(inner[0])
+    if origin in (Union, types.UnionType):
+        real = [a for a in inner if a is not type(None)]
+        return _plain(real[0]) if len(real) == 1 and len(inner) == 2 else None
+    return hint
+
+
+def _compile_words(columns: list[_Column], hints: dict[str, Any], what: str) -> Callable[[Any], tuple[Word, ...]]:
+    """A function from a struct to its words, one generated expression: a call of submit_many has five hundred."""
+    names: dict[str, Any] = {}
+    parts = [column.expression(hints[column.name], names) for column in columns]
+    source = f"def words(v): return ({''.join(part + ', ' for part in parts)})"
+    exec(compile(source, f"<words of {what}>", "exec"), names)  # noqa: S102 - our own types only
+    return cast("Callable[[Any], tuple[Word, ...]]", names["words"])
 
 
 def _parse_args(signature: Signature) -> tuple[list[_Column], tuple[str, list[_Column]] | None]:
@@ -144,7 +178,7 @@ class _Decoders:
         if hint is bool:
             return f"({var} == 1 or {var} == b'1')"
         if hint is str:
-            return f"{var}.decode()"
+            return f"{var}.decode('utf-8', 'replace')"  # text of another hand must not make a listing unreadable
         if hint is bytes:
             return var
         if isinstance(hint, type) and issubclass(hint, enum.Enum):
@@ -227,10 +261,13 @@ class Binding:
             raise TypeError(f"{signature.name} takes {sorted(missing)}, {args.__name__} has no such field")
         if unused := fields - wanted - free:
             raise TypeError(f"{args.__name__} has {sorted(unused)}, {signature.name} does not take them")
-        self._getters = [(attrgetter(c.name), c.encoder) for c in columns]
+        hints = get_type_hints(args, include_extras=True)
+        self._words = _compile_words(columns, hints, args.__name__)
         self._rows = None
         if rows:
-            self._rows = attrgetter(rows[0]), [(attrgetter(c.name), c.encoder) for c in rows[1]]
+            (of_row,) = get_args(hints[rows[0]])
+            of_columns = _compile_words(rows[1], get_type_hints(of_row, include_extras=True), of_row.__name__)
+            self._rows = attrgetter(rows[0]), of_columns
         self._command = "FCALL_RO" if signature.reads_only else "FCALL"
         self._variants = self._compile_answers()
         if odd := {t.decode() for t in self._variants} ^ set(signature.returns):
@@ -264,17 +301,17 @@ class Binding:
         for partition in self.partitions(args):
             declared += keys.pair(partition)
         out: list[Word] = [self._command, self.signature.name, len(declared), *declared]
-        out += [put(get(args)) for get, put in self._getters]
+        out += self._words(args)
         if self._rows:
-            get_rows, columns = self._rows
+            get_rows, words = self._rows
             rows = get_rows(args)
             out.append(len(rows))
             for row in rows:
-                out += [put(get(row)) for get, put in columns]
+                out += words(row)
         return tuple(out)
 
-    def outcome(self, raw: Any) -> Any:
-        """The answer as its outcome struct; a refusal is raised."""
+    def outcome(self, raw: Any, args: Args[Any] | None = None) -> Any:
+        """The answer as its outcome struct; a refusal is raised, and names what was asked, of `args` if given."""
         try:
             tag = raw[0]
             decode = self._variants.get(tag)
@@ -286,8 +323,15 @@ class Binding:
         if tag == b"error":
             code = raw[1].decode()
             Binding.seen.add((self.signature.name, code))
-            raise rejection(code, _text(raw[2]))
+            asked = self.signature.name.removeprefix("ff_").replace("_", " ")
+            raise rejection(code, _text(raw[2]), asked=asked, about=_about(args))
         raise EngineBug(f"{self.signature.name} gave an unknown answer {tag!r}")
+
+
+def _about(args: Args[Any] | None) -> str:
+    """What a call was about, for an error's text: the narrowest thing its arguments name."""
+    found = (getattr(args, name, None) for name in ("execution_id", "flow_id", "lane_id", "partition"))
+    return next((str(value) for value in found if value), "")
 
 
 def bind(library: Library, args_types: Iterable[type[Args[Any]]]) -> dict[type[Args[Any]], Binding]:

@@ -5,10 +5,14 @@ Started by `embedded.open_embedded` as `python -m ffbackend_valkey.keeper DIR`.
 It starts the server, publishes DIR/endpoint.json, restarts a server that died on its data, and stops it when
 nobody has used it for a while. Standard library only: it runs beside every embedded store and should be small.
 
+It has an heir, a fork that waits for its death and then goes on with the running server: a killed keeper costs its
+users nothing, and leaves no server behind that nobody will ever end. Only who kills both at once leaves one; the next
+opener ends it.
+
 The rule kept here: the lock decides, files only tell. Whoever holds DIR/keeper.lock is the keeper, dead or
 alive is a question for the kernel, and a process that holds DIR/users.lock shared has a server for as long.
 
-    keeper.lock   exclusive, from before the keeper starts until it has gone; inherited from the starter
+    keeper.lock   exclusive, from before the keeper starts until it and its heir have gone; inherited from the starter
     users.lock    shared by every process that uses the server; the keeper takes it exclusively to leave
     endpoint.json {socket, pid, keeper_pid, started_at, version}; replaced, never written into
     data/         the server's append-only files
@@ -17,6 +21,7 @@ alive is a question for the kernel, and a process that holds DIR/users.lock shar
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
@@ -185,18 +190,53 @@ def socket_directory(earlier: Published | None) -> Path:
     raise Failed(f"no short writable temporary directory for a socket; set TMPDIR to one, such as /tmp (now {parent})")
 
 
+class Adopted:
+    """A server started by an earlier keeper, with as much of Popen as a keeper uses; how it ended is not known."""
+
+    def __init__(self, pid: int, socket: str) -> None:
+        self.pid, self._socket = pid, socket
+
+    def poll(self) -> int | None:
+        if Path("/proc/self").exists():
+            return None if is_our_server(self.pid, self._socket) else 1
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return 1
+        return None
+
+    def wait(self, timeout: float | None = None) -> int:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("server", timeout or 0.0)
+            time.sleep(0.02)
+        return code
+
+    def terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+
 class Keeper:
-    def __init__(self, directory: Path, binary: Path, linger_s: float) -> None:
+    def __init__(self, directory: Path, binary: Path, linger_s: float, lock_fd: int) -> None:
         self._directory = directory
+        self._lock_fd = lock_fd
         self._binary = binary
         self._linger_s = linger_s
         self._users_fd = os.open(directory / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        self._server: subprocess.Popen[bytes] | None = None
+        self._server: subprocess.Popen[bytes] | Adopted | None = None
+        self._published: Published | None = None
+        self._heir = self._heir_fd = -1
+        """The heir's pid, and the pipe on which it is told that there is nothing to inherit."""
         self._crashes_n = 0
         self._stopping = False
 
     def run(self) -> None:
         """Keep the server until nobody needs it."""
+        self._sign()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -218,6 +258,44 @@ class Keeper:
             if published is not None and published.keeper_pid == os.getpid():
                 (self._directory / "endpoint.json").unlink(missing_ok=True)
             shutil.rmtree(place, ignore_errors=True)
+            if self._heir_fd >= 0:
+                with contextlib.suppress(BrokenPipeError):
+                    os.write(self._heir_fd, b".")
+
+    def _sign(self) -> None:
+        """Who keeps is written into the lock itself, so that an endpoint.json of an earlier keeper convinces nobody."""
+        os.truncate(self._lock_fd, 0)
+        os.pwrite(self._lock_fd, b"%d\n" % os.getpid(), 0)
+
+    def _name_heir(self) -> None:
+        """Fork an heir, also when the last one was killed. In the heir this returns when the keeper is dead: it shares
+        the lock, so nobody else can have become the keeper meanwhile."""
+        if self._heir > 0 and os.waitpid(self._heir, os.WNOHANG) == (0, 0):
+            return
+        if self._heir_fd >= 0:
+            os.close(self._heir_fd)
+        ended, self._heir_fd = os.pipe()
+        self._heir = os.fork()
+        if self._heir > 0:
+            os.close(ended)
+            return
+        os.close(self._heir_fd)
+        self._heir = self._heir_fd = -1
+        os.setsid()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        if os.read(ended, 1):
+            os._exit(0)
+        os.close(ended)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        # Read again: the server may have been restarted since the fork.
+        published = read_endpoint(self._directory) or self._published
+        assert published is not None
+        _say(f"keeper {published.keeper_pid} was killed; going on with its server")
+        self._server = Adopted(published.pid, self._socket)
+        self._sign()
+        self._publish(published._replace(keeper_pid=os.getpid()))
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True
@@ -226,6 +304,7 @@ class Keeper:
         pause_s = max(0.01, min(0.1, self._linger_s / 4))
         unused_since = time.monotonic()
         while not self._stopping:
+            self._name_heir()
             time.sleep(pause_s)
             assert self._server is not None
             if (code := self._server.poll()) is not None:
@@ -300,6 +379,7 @@ class Keeper:
         fresh = target.with_name(f"endpoint.json.{os.getpid()}")
         fresh.write_text(json.dumps(published._asdict()) + "\n")
         fresh.replace(target)
+        self._published = published
 
     def _end_server(self) -> None:
         server = self._server
@@ -351,11 +431,8 @@ def main(arguments: list[str]) -> int:
             os._exit(0)
         os.setsid()
     os.set_inheritable(lock_fd, False)
-    # Who keeps is written into the lock itself, so that an endpoint.json of an earlier keeper convinces nobody.
-    os.truncate(lock_fd, 0)
-    os.pwrite(lock_fd, b"%d\n" % os.getpid(), 0)
     try:
-        Keeper(directory, server_path(os.environ.pop(SERVER, None)), linger_s(os.environ.get(LINGER))).run()
+        Keeper(directory, server_path(os.environ.pop(SERVER, None)), linger_s(os.environ.get(LINGER)), lock_fd).run()
     except Exception as failure:
         text = str(failure) if isinstance(failure, Failed) else f"{type(failure).__name__}: {failure}"
         _say(f"FAILED {text}")

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
+from ffcore.refusals import text_of
+
 
 class EngineError(Exception):
     """Base of everything the engine raises. `code` is the word the store used, `detail` what it said."""
@@ -163,7 +165,13 @@ class Unauthorized(Rejected, codes=("unauthorized", "budget_override_not_allowed
 
 
 class StoreFull(Rejected, codes=("store_full",)):
-    """The store is over its memory limit and takes no new work; detail is retry_after in milliseconds."""
+    """The store is above its high-water mark, or over its memory limit, and takes no new work; detail is retry_after in
+    milliseconds. Nothing was written: send it again then, or give `submit` patience."""
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds until asking again makes sense."""
+        return int(self.detail) / 1000 if self.detail.isdigit() else 1.0
 
 
 class Suspended(BaseException):
@@ -179,11 +187,19 @@ OWN_CODES: Final = frozenset({
 """Codes this engine adds to the seed's; each is raised by at least one function."""
 
 
-def rejection(code: str, detail: str = "") -> EngineError:
-    """The exception a refusal from the store stands for; an unknown code is an EngineBug."""
+def rejection(code: str, detail: str = "", *, asked: str = "", about: str = "") -> EngineError:
+    """The exception a refusal from the store stands for; an unknown code is an EngineBug.
+
+    asked: what the caller wanted, in words; about: the id it named. `ffcore.refusals` adds what to do next.
+    """
     if code == "not_initialised":
         return NotInitialised(f"the store has no partition {detail}; run `ff init`", detail=detail)
+    if code == "store_full":
+        return StoreFull(
+            "the store is above its high-water mark and takes no new work; finish or purge work, raise maxmemory, or "
+            "move the mark (`ff store gate`)", code=code, detail=detail,
+        )  # fmt: skip
     cls = Rejected.by_code.get(code)
     if cls is None:
         return EngineBug(f"the store refused with an unknown code {code!r}: {detail}", code=code, detail=detail)
-    return cls(f"{code}: {detail}" if detail else code, code=code, detail=detail)
+    return cls(text_of(code, detail, cls.__doc__ or "", asked, about), code=code, detail=detail)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mappin
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
-from ffcore import checks, ids
+from ffcore import checks, ids, limits
 from ffcore.errors import InvalidArgument, Unavailable
 from ffsdk import times
 from ffsdk.app import App
@@ -26,10 +26,10 @@ from ffsdk.waiters import Waiters
 
 if TYPE_CHECKING:
     from ffcore.backend import Backend
-    from ffcore.contracts.batch import NewExecution
     from ffsdk.events import Kind, Subscription
     from ffsdk.lanes import Lane, LaneNames
     from ffsdk.listing import States, Tag
+    from ffsdk.settings import StoreSettings
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -141,9 +141,8 @@ class Client:
         """
         submitter = _opened(self._submitter)
         plan = await submitter.plan(task, options)
-        row = submitter.row(plan, payload, key)
-        created = await submitter.send_one(plan, row)
-        return Job(self, row.execution_id, plan.declared, created=created)
+        execution_id, created = await submitter.submit(plan, payload, key)
+        return Job(self, execution_id, plan.declared, created=created)
 
     @overload
     async def submit_many(
@@ -173,24 +172,18 @@ class Client:
         items = list(payloads)
         if keys is not None and (isinstance(keys, str) or len(keys) != len(items)):
             raise InvalidArgument(f"{len(items)} payloads need as many keys, one each")
-        rows: list[NewExecution] = []
-        for at, payload in enumerate(items):
-            try:
-                rows.append(submitter.row(plan, payload, None if keys is None else keys[at]))
-            except InvalidArgument as bad:
-                raise InvalidArgument(f"item {at}: {bad}", code=bad.code) from bad
-        results = await submitter.send_all(plan, rows)
+        results = await submitter.submit_many(plan, items, keys)
         jobs: list[Job[Any] | None] = []
         refused: list[NotAccepted] = []
-        for row, result in zip(rows, results, strict=True):
+        for result in results:
             if isinstance(result, NotAccepted):
                 refused.append(result)
                 jobs.append(None)
             else:
-                jobs.append(Job(self, row.execution_id, plan.declared, created=result))
+                jobs.append(Job(self, result[0], plan.declared, created=result[1]))
         if refused:
             raise SubmitErrors.of(
-                f"{len(refused)} of {len(rows)} jobs of task {plan.task} were not accepted", refused, jobs
+                f"{len(refused)} of {len(items)} jobs of task {plan.shared.task} were not accepted", refused, jobs
             )
         return [job for job in jobs if job is not None]
 
@@ -205,9 +198,10 @@ class Client:
     ) -> AsyncIterator[Job[Any]]:
         """Jobs of this namespace by public state (one or several), lane and tag; newest first within lane and state,
         partition by partition. `job.info` has what the listing knows. A job that moves may appear twice, or not."""
-        from ffsdk.listing import states_of, walk
+        from ffsdk.listing import states_of, tag_text, walk
 
-        async for row in walk(self, states_of(state), lane, tag, limit, self.namespace):
+        wanted, text = states_of(state), tag_text(tag)
+        async for row in walk(self.backend, wanted, lane=lane, tag=text, namespace=self.namespace, limit=limit):
             yield Job(self, row.execution_id, self._app.tasks.get(row.task), info=info_of(row))
 
     def lane(self, name: str) -> Lane:
@@ -215,6 +209,27 @@ class Client:
         from ffsdk.lanes import Lane
 
         return Lane(self, name)
+
+    async def gate(
+        self, *, pct: int | None = None, bytes: int | None = None, revision: int | None = None
+    ) -> FanOut:  # fmt: skip
+        """Refuse submits (StoreFull) while the server uses this share of its maxmemory, or so many bytes; 0: not for
+        that reason, None: as it is. What is there is worked on whatever the memory. See `settings`."""
+        from ffcore.settings import STORE
+        from ffsdk.settings import change
+
+        checks.whole(pct, "pct", 0, 100)
+        checks.whole(bytes, "bytes", 0)
+        given = {"gate_pct": pct, "gate_bytes": bytes}
+        if pct is None and bytes is None:
+            raise InvalidArgument("which mark? Give pct= or bytes=")
+        return await change(self.backend, STORE, {k: v for k, v in given.items() if v is not None}, revision)
+
+    async def settings(self) -> StoreSettings:
+        """What holds for the whole store, at which revision, and who has not heard of it yet."""
+        from ffsdk.settings import store_settings
+
+        return await store_settings(self.backend)
 
     # ---- many at once
 
@@ -225,11 +240,13 @@ class Client:
         """Cancel jobs of this namespace that match; `dry_run` only counts and lists them. One filter at least."""
         from ffcore.contracts.execution import CancelExecutionArgs
         from ffcore.contracts.lease import CancelSource
-        from ffsdk.listing import LIVE, change, states_of, walk
+        from ffsdk.listing import LIVE, change, states_of, tag_text, walk
 
         _some_filter(state, lane, tag)
         source = CancelSource.custom("client")
-        rows = walk(self, states_of(state, LIVE), lane, tag, limit, self.namespace)
+        rows = walk(
+            self.backend, states_of(state, LIVE), lane=lane, tag=tag_text(tag), namespace=self.namespace, limit=limit
+        )
         return await change(
             self, rows, lambda i: CancelExecutionArgs(execution_id=i, reason=reason, source=source), dry_run
         )
@@ -240,11 +257,11 @@ class Client:
     ) -> Bulk:  # fmt: skip
         """Run ended jobs of this namespace again, by default the failed ones; `dry_run` only counts and lists them."""
         from ffcore.contracts.execution import ReplayExecutionArgs
-        from ffsdk.listing import TERMINAL, change, states_of, walk
+        from ffsdk.listing import TERMINAL, change, states_of, tag_text, walk
 
         wanted = states_of(state, TERMINAL)
         _only_ended(wanted)
-        rows = walk(self, wanted, lane, tag, limit, self.namespace)
+        rows = walk(self.backend, wanted, lane=lane, tag=tag_text(tag), namespace=self.namespace, limit=limit)
         return await change(self, rows, lambda i: ReplayExecutionArgs(execution_id=i, mode=mode), dry_run)
 
     async def purge_many(
@@ -272,7 +289,7 @@ class Client:
         from ffsdk.fanout import change_all
 
         what = _what(task, tag)
-        checks.size(reason, "reason", 1024, code="invalid_input")
+        checks.size(reason, "reason", limits.HOLD_REASON_BYTES, code="invalid_input")
         return await change_all(self.backend, lambda p: HoldArgs(partition=p, what=what, reason=reason))
 
     async def release(self, *, task: str | None = None, tag: Tag = None) -> FanOut:

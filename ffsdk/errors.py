@@ -108,9 +108,13 @@ class NotAccepted(EngineError):
     code = "not_accepted"
 
     def __init__(self, index: int, cause: EngineError) -> None:
-        self.index, self.may_have_applied = index, getattr(cause, "may_have_applied", False)
+        self.index, self.cause, self.may_have_applied = index, cause, getattr(cause, "may_have_applied", False)
         super().__init__(f"item {index}: {cause}", code=cause.code, detail=cause.detail)
         self.__cause__ = cause
+
+    def at(self, index: int) -> NotAccepted:
+        """The same of an item that stands elsewhere in the whole list."""
+        return NotAccepted(index, self.cause)
 
 
 class SubmitErrors(ExceptionGroup[NotAccepted]):
@@ -135,7 +139,6 @@ NOT_YET = {
     "budget": "budget=",
     "quota": "quota=",
     "unique": "unique=",
-    "replicated": "durability='replicated'",
 }
 """Options of the API that this release takes by name only to refuse them: none is ignored silently."""
 

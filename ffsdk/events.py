@@ -2,6 +2,10 @@
 
 The feed is a bounded log of each partition. One cursor holds a place in each; a place that has been trimmed away is
 refused, `cursor_expired`, never skipped. Order holds within a partition; between them it is by time, per look.
+
+Looking is polling, on purpose. A blocking read would take a connection per subscription (and node), because it holds up
+whatever shares it; a message per append would put a command into every transition, of which most stores have no
+follower. A look at all partitions is one write of a call each: 50 a second while there is news, two while there is not.
 """
 
 from __future__ import annotations

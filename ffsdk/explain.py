@@ -47,6 +47,24 @@ async def explain(backend: Backend, stored: StoredExecution) -> Explanation:
     return explain_from(stored, lane, holds.items, workers)
 
 
+async def name_hold(backend: Backend, stored: StoredExecution) -> StoredExecution:
+    """The same job; if a hold blocks it, its blocking detail says which. The record only says that one did."""
+    from ffcore.contracts.operator import ListHoldsArgs
+
+    if stored.fields["state"] == "blocked" and not stored.texts.get("blocking"):
+        holds = await backend.call(ListHoldsArgs(partition=ids.partition_of(stored.execution_id)))
+        names = holding(stored, holds.items)
+        if names:
+            stored.texts["blocking"] = "held by " + "; ".join(names)
+    return stored
+
+
+def holding(stored: StoredExecution, holds: list[ListedHold]) -> list[str]:
+    """The holds that keep this job from starting, each with its reason."""
+    mine = {f"task:{stored.fields['task']}", *(f"tag:{key}={value}" for key, value in stored.tags.items())}
+    return [f"{hold.what}: {hold.reason}" if hold.reason else hold.what for hold in holds if hold.what in mine]
+
+
 def explain_from(
     stored: StoredExecution, lane: LaneCounts, holds: list[ListedHold], workers: list[dict[str, Any]]
 ) -> Explanation:
@@ -61,8 +79,7 @@ def explain_from(
         reasons.append(Reason(code="granted", detail="reserved for one worker"))
     if lane.state in ("paused", "disabled"):
         reasons.append(Reason(code="lane_" + lane.state, detail=stored.lane_id))
-    mine = {f"task:{f['task']}", *(f"tag:{key}={value}" for key, value in stored.tags.items())}
-    reasons += [Reason(code="held", detail=f"{hold.what}: {hold.reason}") for hold in holds if hold.what in mine]
+    reasons += [Reason(code="held", detail=name) for name in holding(stored, holds)]
     here = [worker for worker in workers if stored.lane_id in worker.get("lanes", ())]
     requires = required_of(stored)
     able = [worker for worker in here if not missing(worker.get("capabilities", ()), requires)]

@@ -26,6 +26,8 @@ Cancelling = Literal["cancelled", "requested", "already_ended"]
 class Job(Generic[R_co]):
     """One execution. Jobs with the same id are equal."""
 
+    __slots__ = ("__weakref__", "_client", "_task", "created", "id", "info")  # a bulk submit makes very many
+
     def __init__(
         self, client: Client, execution_id: ExecutionId, task: Task[Any, R_co] | None = None, *, created: bool = False,
         info: JobInfo | None = None,
@@ -58,6 +60,8 @@ class Job(Generic[R_co]):
         Raises TimeoutError (the job goes on), NotFound, Unavailable, and InvalidArgument for a result that is not
         of the task's type.
         """
+        if timeout is None:
+            return _outcome(await self._client.waiters.wait(self.id), self._task)
         async with asyncio.timeout(times.seconds(timeout, "timeout")):
             found = await self._client.waiters.wait(self.id)
         return _outcome(found, self._task)
@@ -72,8 +76,11 @@ class Job(Generic[R_co]):
     # ---- how it stands
 
     async def status(self) -> JobStatus:
-        """State, attempts, lease, progress and times, in one consistent read. Raises NotFound."""
-        return status_of(await self._read())
+        """State, attempts, lease, progress and times, in one consistent read; what holds a held job, in a second one.
+        Raises NotFound."""
+        from ffsdk.explain import name_hold
+
+        return status_of(await name_hold(self._client.backend, await self._read()))
 
     async def explain(self) -> Explanation:
         """Why it does not run now: delayed until, held, lane paused, no capable worker, running, ended."""

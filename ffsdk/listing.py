@@ -19,6 +19,7 @@ from ffsdk.fanout import ask_all
 from ffsdk.views import Bulk
 
 if TYPE_CHECKING:
+    from ffcore.backend import Backend
     from ffcore.contracts.operator import ListedLanes
     from ffcore.contracts.reads import ListedExecution
     from ffsdk.client import Client
@@ -39,11 +40,11 @@ def states_of(given: States, default: Sequence[PublicState] = ()) -> tuple[Publi
     """Public states as a user names them: one word, several, or None for the default."""
     if given is None:
         return tuple(default)
-    words = [given] if isinstance(given, str) else list(given)
+    words: list[Any] = list(given) if isinstance(given, list | tuple | set | frozenset) else [given]
     known = {state.value for state in PublicState}
     for word in words:
-        if word not in known:
-            raise InvalidArgument(f"state {word!r:.40}: use one of {', '.join(sorted(known))}")
+        if not isinstance(word, str) or word not in known:
+            raise InvalidArgument(f"state {checks.shown(word)}: use one of {', '.join(sorted(known))}")
     return tuple(PublicState(word) for word in words)
 
 
@@ -60,12 +61,27 @@ def partitions_of(client: Client) -> list[PartitionKey]:
     return client.backend.config.keys()
 
 
-async def walk(
-    client: Client, states: Sequence[PublicState], lane: str | None, tag: Tag, limit: int | None, namespace: str | None
-) -> AsyncIterator[ListedExecution]:
-    """Rows of all partitions, one after the other; newest first within a lane and state."""
-    from ffcore.contracts.reads import ListExecutionsArgs
+def public_state(row: ListedExecution) -> PublicState:
+    """What people call the state of a listed execution."""
     from ffcore.states import vector
+
+    return vector(row.state, row.reason or None, row.next or None, row.started).public_state
+
+
+async def walk(
+    backend: Backend,
+    states: Sequence[PublicState] = (),
+    *,
+    lane: str | None = None,
+    tag: str | None = None,
+    namespace: str | None = None,
+    task: str | None = None,
+    limit: int | None = None,
+    limit_each: int | None = None,
+) -> AsyncIterator[ListedExecution]:
+    """Rows of all partitions, one after the other; newest first within a lane and state. `limit` counts all of them,
+    `limit_each` those of a partition, for a listing that is sorted afterwards: no partition hides another's."""
+    from ffcore.contracts.reads import ListExecutionsArgs
     from ffcore.views import LISTED
 
     checks.whole(limit, "limit", 1)
@@ -73,26 +89,30 @@ async def walk(
     if states and not stored:
         return
     lane_id = None if lane is None else LaneId(ids.check_name(lane, "lane"))
-    wanted, text, left = frozenset(states), tag_text(tag), limit
-    for partition in partitions_of(client):
+    wanted = frozenset(states)
+    for partition in backend.config.keys("fp"):
         cursor: str | None = None
-        while True:
-            page = await client.backend.call(ListExecutionsArgs(
-                partition=partition, lane_id=lane_id, states=stored, tag=text, namespace=namespace, cursor=cursor,
+        left = min((n for n in (limit, limit_each) if n is not None), default=None)
+        while left is None or left > 0:
+            page = await backend.call(ListExecutionsArgs(
+                partition=partition, lane_id=lane_id, states=stored, tag=tag, namespace=namespace, cursor=cursor,
                 limit=PAGE_N if left is None else min(PAGE_N, left),
             ))  # fmt: skip
             for row in page.items:
-                public = vector(row.state, row.reason or None, row.next or None, row.started).public_state
-                if wanted and public not in wanted:
+                if (wanted and public_state(row) not in wanted) or (task is not None and row.task != task):
                     continue
                 yield row
                 if left is not None:
                     left -= 1
-                    if left == 0:
-                        return
+                if limit is not None:
+                    limit -= 1
+                if left == 0:
+                    break
             cursor = page.cursor
             if not cursor:
                 break
+        if limit == 0:
+            return
 
 
 async def change(

@@ -26,6 +26,8 @@ log = logging.getLogger("flowfabric.worker")
 
 LOOK_S: Final = 0.25
 """The thread looks at the table this often, or at a sixth of the shortest lease."""
+IDLE_N: Final = 4
+"""After so many looks that found nothing held, the thread sleeps until it is nudged."""
 BLOCKED_S: Final = 1.0
 """A loop that has not answered the thread for this long is blocked, and the log says by what."""
 MARGIN_S: Final = 1.0
@@ -109,15 +111,19 @@ class RenewalThread(threading.Thread):
         self._loop, self._loop_thread = loop, threading.get_ident()
         self._look_s = min(LOOK_S, shortest_s / 6)
         self._stopping = False
+        self._asleep = False
+        """Nothing has been held for a while: only a nudge wakes the thread. While it looks by itself it gets none: it
+        would wake beside a handler that starts, and contend with it for the interpreter."""
         self._nudged = threading.Event()
         self._asked = self._answered = 0.0
         self._told = False
 
     def nudge(self, lease_s: float | None = None) -> None:
-        """Something is held again; `lease_s` if its lease is shorter than any before."""
-        if lease_s is not None:
-            self._look_s = min(self._look_s, lease_s / 6)
-        self._nudged.set()
+        """Something is held again, under leases of `lease_s` at least; None: there is something to renew now."""
+        if lease_s is None or self._asleep or lease_s / 6 < self._look_s:
+            if lease_s is not None:
+                self._look_s = min(self._look_s, lease_s / 6)
+            self._nudged.set()
 
     def stop(self) -> None:
         self._stopping = True
@@ -125,13 +131,18 @@ class RenewalThread(threading.Thread):
 
     def run(self) -> None:
         try:
+            idle_n = 0
             while not self._stopping:
                 if self._renewals.held:
+                    idle_n = 0
                     self._round()
-                    self._nudged.wait(self._look_s)
                 else:
                     self._asked = self._answered
-                    self._nudged.wait()
+                    idle_n += 1
+                # Asleep first and the last look after it: who holds something from now on sees that a nudge is needed.
+                self._asleep = idle_n > IDLE_N
+                self._nudged.wait(None if self._asleep and not self._renewals.held else self._look_s)
+                self._asleep = False
                 self._nudged.clear()
         finally:
             self._calls.close()

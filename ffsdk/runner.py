@@ -34,6 +34,9 @@ BUFFER_S: Final = 0.01
 BUFFER_N: Final = 32
 """A buffer of very short jobs may hold this many seconds of work, up to this many jobs: fuller calls cost the store
 less per job, and 10 ms is less than another worker would need to notice."""
+STUCK_S: Final = 1.0
+"""A buffer from which nothing was taken for this long, a hundred times what it was filled for, is given back: handlers
+have become long, and another worker may be idle."""
 EVEN: Final = 0.1
 """Weight of the newest duration in the running mean."""
 
@@ -71,6 +74,9 @@ class Runners:
         self._tasks: set[asyncio.Task[None]] = set()
         self._coming = 0
         """Runners that will look at the buffer in the next turn of the loop: nobody else need be woken for it."""
+        self._moved = 0.0
+        """When a job was last taken from the buffer, or put into an empty one."""
+        self._checking: asyncio.TimerHandle | None = None
         self._closing = False
         self.mean_s: float | None = None
         """Running mean of how long handlers take; None until one has ended."""
@@ -94,7 +100,11 @@ class Runners:
 
     def add(self, jobs: list[Held]) -> None:
         """Run these. One runner is woken; it wakes the others if its handler waits for something."""
+        if not self.buffer:
+            self._moved = self._loop.time()
         self.buffer.extend(jobs)
+        if self._checking is None and self._prefetch is None:
+            self._checking = self._loop.call_later(STUCK_S, self._check)
         if not self._coming:
             self._wake(1)
 
@@ -103,6 +113,23 @@ class Runners:
         jobs = list(self.buffer)
         self.buffer.clear()
         return jobs
+
+    def _check(self) -> None:
+        """Give the buffer back if it does not move. Nobody who asked for a `prefetch` of his own gets this."""
+        self._checking = None
+        if not self.buffer or self._closing:
+            return
+        left_s = self._moved + STUCK_S - self._loop.time()
+        if left_s > 0:
+            self._checking = self._loop.call_later(left_s, self._check)
+            return
+        # No handler has ended to say so: until one does, nothing is taken in advance.
+        self.mean_s = max(self.mean_s or 0.0, SHORT_S)
+        stuck = self.take_back()
+        log.info("%d jobs that have not started are given back: no handler has ended for %g s", len(stuck), STUCK_S)
+        for held in stuck:
+            held.why = held.why or "stop"
+            self._outcomes.stopped(held)
 
     def drop(self, held: Held) -> bool:
         """Take one job out of the buffer; False if it is not there."""
@@ -115,6 +142,8 @@ class Runners:
     async def close(self) -> None:
         """End the runners; handlers still running are cancelled and report nothing."""
         self._closing = True
+        if self._checking is not None:
+            self._checking.cancel()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -146,6 +175,7 @@ class Runners:
 
     async def _run(self) -> None:
         buffer, tasks, outcomes, clock = self.buffer, self._tasks_known, self._outcomes, time.monotonic
+        loop_time = self._loop.time
         me: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
         baseline = self._baseline
         spent = 0.0
@@ -178,6 +208,7 @@ class Runners:
             self.running_n += 1
             if held.timeout_at:
                 outcomes.arm(held)
+            self._moved = loop_time()
             began = clock()
             try:
                 if task.is_async and task.options.isolation != "process":

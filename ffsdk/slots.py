@@ -194,8 +194,8 @@ class Slots:
                     limit = min(room, share, limits.ROWS_N)
                 room -= limit
                 self._send(part, limit)
-        if room > 0 and not self._claim_flying:
-            self._claim(min(room, share))
+        if room > 0:
+            self._claim(room, share)
 
     def _neglected(self, part: Part) -> bool:
         """Whether the room should go to another partition, which has not been asked for long."""
@@ -229,16 +229,28 @@ class Slots:
         )
         self._spawn(self._completed(part, args, jobs, limit))
 
-    def _claim(self, limit: int) -> None:
+    def _claim(self, room: int, share: int) -> None:
+        if self._claim_flying:
+            return
         now = self._clock()
         parts = [p for p in self.parts if not p.flying and p.parked_until <= now]
         if not parts:
             return
         parts.sort(key=lambda p: p.asked)
-        if not self._backend.grouped:
-            parts = parts[:1]
+        if self._backend.grouped:
+            self._claim_flying = True
+            self._claim_from(parts, min(room, share), "c")
+            return
+        # A call for each, with a slot of its own: a partition that does not answer holds up no other.
+        for part in parts:
+            if room <= 0:
+                return
+            part.flying = True
+            self._claim_from([part], min(room, share), f"c{part.index}")
+            room -= share
+
+    def _claim_from(self, parts: list[Part], limit: int, slot: str) -> None:
         limit = min(limit, limits.ROWS_N)
-        self._claim_flying = True
         self._claims_n += 1
         self._calls_n += 1
         self._coming += limit
@@ -247,7 +259,7 @@ class Slots:
         args = ClaimBatchArgs(
             partitions=[p.key for p in parts],
             limit=limit,
-            claim_id=f"{self._instance}.c.{self._claims_n}",
+            claim_id=f"{self._instance}.{slot}.{self._claims_n}",
             capability_sets=self.capability_sets,
             park=self._instance,
             **self._common,
@@ -297,7 +309,10 @@ class Slots:
         try:
             claimed = await call_until_answered(self._backend, args)
         finally:
-            self._claim_flying = False
+            if self._backend.grouped:
+                self._claim_flying = False
+            else:
+                parts[0].flying = False
             self._coming -= limit
         for part in parts:
             part.asked = self._calls_n

@@ -14,22 +14,25 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import msgspec
 
 from ffcore import checks, ids, limits, wire
-from ffcore.errors import EngineBug, EngineError, InvalidArgument, rejection
+from ffcore.errors import EngineBug, EngineError, InvalidArgument, StoreFull, rejection
 from ffcore.ids import ExecutionId, PartitionKey
 from ffsdk import payload as payloads
-from ffsdk.connect import Durability, require_durability
+from ffsdk.connect import Durability, call_replicated, require_durability
 from ffsdk.errors import NotAccepted, refuse_not_yet
+from ffsdk.fold import Fold, New, Shared, fill, refusal
+from ffsdk.full import patiently, waited
 from ffsdk.task import Descriptor, Task, TaskOptions, digest, fairness_of, policy_json, required
 from ffsdk.times import Duration, instant_ms, span_ms
 
 if TYPE_CHECKING:
     from ffcore.backend import Backend
-    from ffcore.contracts.batch import CreateManyArgs, NewExecution
 
 DESCRIPTOR_S = 30.0
 """How long a published descriptor is believed; a rolled-out change of lane or policy is seen after that."""
 IN_FLIGHT = 4
 """Create calls of one submit_many at a time: enough to keep the store busy, few enough to let others in between."""
+FEW_N = 16
+"""Jobs without keys share a call from here on, also if every partition could have one of its own."""
 REGISTRY = PartitionKey("{w:0}")
 
 
@@ -51,30 +54,35 @@ class SubmitOptions(TypedDict, total=False):
     requires: Iterable[str] | None
     """Capability tokens instead of the task's."""
     durability: Durability | None
-    """More than the client's own: "fsync" asks the store once whether it keeps it."""
+    """More than the client's own: "fsync" asks the store once whether it keeps it, "replicated" waits for a replica."""
+    patience: Duration | None
+    """How long to ask again while the store is full (StoreFull), as often as it advises. Default: not at all."""
     budget: object | None
     quota: object | None
     unique: object | None
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What all jobs of one submit share."""
+    """What all jobs of one submit have in common."""
 
-    task: str
-    lane: str
-    policy: bytes
-    version: int = 1
-    priority: int = 0
+    shared: Shared
     fairness: str | None = None
     declared: Task[Any, Any] | None = None
     tags: bytes | None = None
-    delay_until: int | None = None
-    deadline_at: int | None = None
+    patience_s: float = 0.0
+    """How long to ask a full store again."""
+    replicated: bool = False
+    """Whether these jobs count only once a replica has them, whatever the client's own durability."""
 
     def encode(self, value: Any) -> bytes:
         if self.declared is not None:
             return self.declared.encode_payload(value)
-        return payloads.encode(value, f"the payload of task {self.task}", limits.PAYLOAD_BYTES)
+        return payloads.encode(value, f"the payload of task {self.shared.task}", limits.PAYLOAD_BYTES)
+
+    def new(self, keyed_id: ExecutionId | None, value: Any, raw: bytes) -> New:
+        shared, path = self.shared, self.fairness
+        fairness = None if path is None else fairness_of(path, value)
+        return New(keyed_id, digest(shared.task, raw, shared.lane), raw, fairness, self.tags)
 
 
 class Submitter:
@@ -91,14 +99,30 @@ class Submitter:
         self._backend, self._namespace, self._tasks, self._now_ms = backend, namespace, tasks, now_ms
         self._kept = {"accepted", durability}
         self._published: dict[str, tuple[float, Descriptor | None]] = {}
+        self._plans: dict[Task[Any, Any], Plan] = {}
+        """Of declared tasks, without options of a submit."""
+        self._fold = Fold(lambda args: self._backend.call(args), namespace, backend.config.keys("fp"))
+        self._confirmed = Fold(lambda args: call_replicated(self._backend, args), namespace, backend.config.keys("fp"))
 
     # ---- planning
 
+    def known(self, task: Task[Any, Any] | str) -> Plan | None:
+        """The plan of a declared task without options; None for a name that is none."""
+        declared = self._tasks.get(task) if isinstance(task, str) else task
+        if not isinstance(declared, Task):
+            return None
+        found = self._plans.get(declared)
+        if found is None:
+            found = self._plans[declared] = _declared(declared, None)
+        return found
+
     async def plan(self, task: Task[Any, Any] | str, options: SubmitOptions) -> Plan:
         """Check the options and settle what the jobs share. By name, it may ask the store for the descriptor."""
+        if not options and (known := self.known(task)) is not None:
+            return known
         unknown = set(options) - set(SubmitOptions.__annotations__)
         if unknown:
-            raise InvalidArgument(f"submit has no option {', '.join(sorted(unknown))}")
+            raise InvalidArgument(f"submit has no option {', '.join(sorted(unknown)):.200}")
         refuse_not_yet(budget=options.get("budget"), quota=options.get("quota"), unique=options.get("unique"))
         lane, priority, tags = options.get("lane"), options.get("priority"), options.get("tags")
         if lane is not None:
@@ -109,10 +133,16 @@ class Submitter:
         tokens = None if requires is None else required(requires)
         delay_until, deadline_at = self._times(options)
         base = await self._base(task, lane, tokens)
-        await self._keeps(options.get("durability"))
+        durability = options.get("durability")
+        await self._keeps(durability)
+        shared = base.shared._replace(
+            lane=lane or base.shared.lane, priority=base.shared.priority if priority is None else priority,
+            delay_until=delay_until, deadline_at=deadline_at,
+        )  # fmt: skip
+        patience = options.get("patience")
         return msgspec.structs.replace(
-            base, lane=lane or base.lane, priority=base.priority if priority is None else priority,
-            tags=wire.pack_pairs(tags) if tags else None, delay_until=delay_until, deadline_at=deadline_at,
+            base, shared=shared, tags=wire.pack_pairs(tags) if tags else None, replicated=durability == "replicated",
+            patience_s=0.0 if patience is None else span_ms(patience, "patience") / 1000,
         )  # fmt: skip
 
     async def _base(self, task: Task[Any, Any] | str, lane: str | None, tokens: frozenset[str] | None) -> Plan:
@@ -121,23 +151,20 @@ class Submitter:
         if isinstance(task, str):
             known = self._tasks.get(task)
         if known is not None:
-            return Plan(
-                task=known.name, version=known.version, lane=known.lane, priority=known.options.priority,
-                policy=known.policy_for(tokens), fairness=known.options.fairness, declared=known,
-            )  # fmt: skip
+            return _declared(known, tokens)
         if not isinstance(task, str):
             raise InvalidArgument(f"task is {task!r:.60}: pass what @app.task made, or the task's name")
         name = ids.check_name(task, "task")
         found = await self._described(name)
         if found is not None:
             policy = bytes(found.policy)
-            return Plan(
-                task=name, version=found.version, lane=found.lane, priority=found.priority, fairness=found.fairness,
-                policy=policy if tokens is None else _with_requirements(policy, tokens),
-            )  # fmt: skip
+            policy = policy if tokens is None else _with_requirements(policy, tokens)
+            shared = _shared(name, found.version, found.lane, found.priority, policy)
+            return Plan(shared=shared, fairness=found.fairness)
         if lane is None:
-            raise rejection("unknown_task", f"no worker has published {name}: pass lane=, or start one that has it")
-        return Plan(task=name, lane=lane, policy=policy_json(TaskOptions(name=name), tokens or frozenset()))
+            raise rejection("unknown_task", asked="submit", about=name)
+        policy = policy_json(TaskOptions(name=name), tokens or frozenset())
+        return Plan(shared=_shared(name, 1, lane, 0, policy))
 
     async def _keeps(self, durability: str | None) -> None:
         if durability is not None and durability not in self._kept:
@@ -173,84 +200,105 @@ class Submitter:
 
     # ---- sending
 
-    def mint(self, key: str | None) -> ExecutionId:
-        partitions_n = self._backend.config.fp
-        if key is None:
-            return ids.new_execution_id(partitions_n)
+    def keyed_id(self, key: str) -> ExecutionId:
         checks.text(key, "key", limits.KEY_BYTES)
-        return ExecutionId(ids.keyed_id("execution", self._namespace, key, partitions_n))
+        return ExecutionId(ids.keyed_id("execution", self._namespace, key, self._backend.config.fp))
 
-    def row(self, plan: Plan, payload: Any, key: str | None) -> NewExecution:
-        from ffcore.contracts.batch import NewExecution
-
+    async def submit(self, plan: Plan, payload: Any, key: str | None) -> tuple[ExecutionId, bool]:
+        """The job's id, and whether it is new; False if the same request had been made before. Raises what the store
+        refused."""
         raw = plan.encode(payload)
-        return NewExecution(
-            self.mint(key), digest(plan.task, raw, plan.lane), raw, fairness_of(plan.fairness, payload), plan.tags
-        )
+        fold = self._confirmed if plan.replicated else self._fold
+        new = plan.new(None if key is None else self.keyed_id(key), payload, raw)
+        if plan.patience_s:
+            return await patiently(lambda: fold.submit(plan.shared, new), plan.patience_s)
+        return await fold.submit(plan.shared, new)
 
-    def _call(self, plan: Plan, partition: PartitionKey, rows: list[NewExecution]) -> CreateManyArgs:
-        from ffcore.contracts.batch import CreateManyArgs
-
-        return CreateManyArgs(
-            partition=partition, namespace=self._namespace, lane_id=plan.lane, execution_kind=plan.task,
-            version=plan.version, priority=plan.priority, policy=plan.policy, delay_until=plan.delay_until,
-            execution_deadline_at=plan.deadline_at, items=rows,
-        )  # fmt: skip
-
-    async def send_one(self, plan: Plan, row: NewExecution) -> bool:
-        """True if it is new, False if the same request had been made before. Raises what the store refused."""
-        answer = await self._backend.call(self._call(plan, ids.partition_of(row.execution_id), [row]))
-        refused = _refusal(plan, row, answer.items[0].state, answer.items[0].detail)
-        if refused is not None:
-            raise refused
-        return answer.items[0].state == "created"
-
-    async def send_all(self, plan: Plan, rows: Sequence[NewExecution]) -> list[bool | NotAccepted]:
-        """As `send_one` for each row, in order, in as few calls as their bounds allow."""
-        results: list[bool | NotAccepted] = [False] * len(rows)
-        gate = asyncio.Semaphore(IN_FLIGHT)
-
-        async def send(partition: PartitionKey, places: list[int]) -> None:
-            async with gate:
-                try:
-                    answer = await self._backend.call(self._call(plan, partition, [rows[i] for i in places]))
-                except EngineError as failed:
-                    for place in places:
-                        results[place] = NotAccepted(place, failed)
-                    return
-            for place, item in zip(places, answer.items, strict=True):
-                refused = _refusal(plan, rows[place], item.state, item.detail)
-                results[place] = item.state == "created" if refused is None else NotAccepted(place, refused)
-
-        await asyncio.gather(*(send(partition, places) for partition, places in _batches(rows)))
+    async def submit_many(
+        self, plan: Plan, items: Sequence[Any], keys: Sequence[str] | None
+    ) -> list[tuple[ExecutionId, bool] | NotAccepted]:
+        """As `_send_many`; what a full store refused is sent again as long as the plan has patience."""
+        deadline = asyncio.get_running_loop().time() + plan.patience_s
+        results = await self._send_many(plan, items, keys)
+        while plan.patience_s:
+            full = [i for i, r in enumerate(results) if isinstance(r, NotAccepted) and isinstance(r.cause, StoreFull)]
+            if not full or not await waited(limits.FULL_RETRY_MS / 1000, deadline):
+                break
+            some = None if keys is None else [keys[i] for i in full]
+            again = await self._send_many(plan, [items[i] for i in full], some)
+            for place, result in zip(full, again, strict=True):
+                results[place] = result if isinstance(result, tuple) else result.at(place)
         return results
 
+    async def _send_many(
+        self, plan: Plan, items: Sequence[Any], keys: Sequence[str] | None
+    ) -> list[tuple[ExecutionId, bool] | NotAccepted]:
+        """As `submit` for each item, in order, in as few calls as their bounds allow; raises InvalidArgument, which
+        names the item, before anything is sent."""
+        raws, keyed = list[bytes](), list[ExecutionId]()
+        for at, payload in enumerate(items):
+            try:
+                raws.append(plan.encode(payload))
+                if keys is not None:
+                    keyed.append(self.keyed_id(keys[at]))
+            except InvalidArgument as bad:
+                raise InvalidArgument(f"item {at}: {bad}", code=bad.code) from bad
+        results: list[Any] = [None] * len(raws)
+        gate = asyncio.Semaphore(IN_FLIGHT)
+        fold, shared = self._confirmed if plan.replicated else self._fold, plan.shared
 
-def _refusal(plan: Plan, row: NewExecution, state: str, detail: str) -> EngineError | None:
-    if state != "error":
-        return None
-    said = {
-        "idempotency_conflict": f"the key of {row.execution_id} was used before with another task, payload or lane",
-        "lane_closed": f"lane {plan.lane} takes no new work: it is draining or disabled",
-        "payload_too_large": f"{len(row.payload)} bytes, the limit is {limits.PAYLOAD_BYTES}",
-    }
-    return rejection(detail, said.get(detail, f"task {plan.task}, lane {plan.lane}"))
+        async def send(partition: PartitionKey, places: Sequence[int], news: list[New]) -> None:
+            found = fold.ids_of(news, partition)
+            try:
+                created = await fold.send(shared, partition, found, news)
+            except EngineError as failed:
+                for place in places:
+                    results[place] = NotAccepted(place, failed)
+            else:
+                for place, execution_id, new, item in zip(places, found, news, created, strict=True):
+                    refused = refusal(shared, execution_id, new, item)
+                    results[place] = (
+                        (execution_id, item.state == "created") if refused is None else NotAccepted(place, refused)
+                    )
+            finally:
+                gate.release()
+
+        async with asyncio.TaskGroup() as calls:
+            for partition, places in self._batches(raws, keyed):
+                await gate.acquire()
+                new = [plan.new(keyed[i] if keyed else None, items[i], raws[i]) for i in places]
+                calls.create_task(send(partition, places, new))
+                # It leaves while the next call is prepared.
+                await asyncio.sleep(0)
+        return results
+
+    def _batches(self, raws: Sequence[bytes], keyed: Sequence[ExecutionId]) -> Iterable[tuple[PartitionKey, list[int]]]:
+        """Places of items, each batch within the bounds of one call: those with keys by partition, the others in order,
+        over all partitions alike."""
+        groups: list[tuple[PartitionKey | None, list[int]]] = [(None, list(range(len(raws))))]
+        if keyed:
+            by_partition: dict[PartitionKey, list[int]] = {}
+            for place, execution_id in enumerate(keyed):
+                by_partition.setdefault(ids.partition_of(execution_id), []).append(place)
+            groups = list(by_partition.items())
+        # As many calls for every partition, unless they would be very small.
+        rounds = -(-len(raws) // (limits.BULK_N * self._backend.config.fp))
+        even = max(FEW_N, -(-len(raws) // (rounds * self._backend.config.fp))) if rounds else 0
+        for partition, places in groups:
+            while places:
+                n, _ = fill((len(raws[i]) for i in places), limits.BULK_N if partition else even)
+                yield partition or self._fold.next_partition(), places[:n]
+                places = places[n:]
 
 
-def _batches(rows: Sequence[NewExecution]) -> list[tuple[PartitionKey, list[int]]]:
-    """Places of rows, by partition, each batch within the bounds of one call."""
-    batches: list[tuple[PartitionKey, list[int]]] = []
-    filling: dict[PartitionKey, tuple[list[int], int]] = {}
-    for place, row in enumerate(rows):
-        partition, size_n = ids.partition_of(row.execution_id), len(row.payload)
-        places, bytes_n = filling.get(partition, (None, 0))
-        if places is None or len(places) >= limits.BULK_N or bytes_n + size_n > limits.BATCH_BYTES:
-            fresh: list[int] = []
-            places, bytes_n = fresh, 0
-            batches.append((partition, fresh))
-        places.append(place)
-        filling[partition] = (places, bytes_n + size_n)
-    return batches
+def _shared(task: str, version: int, lane: str, priority: int, policy: bytes) -> Shared:
+    return Shared(task, version, lane, priority, policy, None, None)
+
+
+def _declared(task: Task[Any, Any], tokens: frozenset[str] | None) -> Plan:
+    """The plan of a task of this program; `tokens`: what it requires instead of its own."""
+    shared = _shared(task.name, task.version, task.lane, task.options.priority, task.policy_for(tokens))
+    return Plan(shared=shared, fairness=task.options.fairness, declared=task)
 
 
 def _with_requirements(policy: bytes, requires: frozenset[str]) -> bytes:

@@ -1,9 +1,9 @@
 """Waiting for jobs to end: one object per client, one message and one read for many of them.
 
 Whoever waits registers with the store (one call per partition and turn of the loop) and is told on the client's
-own channel; results are then fetched together. Messages are hints: every POLL_S, or more seldom in a large crowd, all
-awaited jobs are asked for in few calls, which renew their registrations too, so a lost message, or a channel that
-cannot be heard at all, costs a moment and nothing else.
+own channel; results are then fetched together, by one read of a partition at a time. Messages are hints: every POLL_S,
+or more seldom in a large crowd, all awaited jobs are asked for in few calls, which renew their registrations too, so a
+lost message, or a channel that cannot be heard at all, costs a moment and nothing else.
 """
 
 from __future__ import annotations
@@ -40,10 +40,12 @@ class Waiters:
 
     def __init__(self, backend: Backend, name: str, pace: Pace) -> None:
         self._backend, self._name, self._pace = backend, name, pace
-        self._awaited: dict[ExecutionId, asyncio.Future[ExecutionOutcome]] = {}
-        self._users: dict[ExecutionId, int] = {}
+        self._awaited: dict[ExecutionId, list[asyncio.Future[ExecutionOutcome]]] = {}
+        """Who waits, by execution: never an empty list."""
         self._new: set[ExecutionId] = set()
-        self._ended: set[ExecutionId] = set()
+        self._ended: dict[PartitionKey, set[ExecutionId]] = {}
+        """To be fetched, with the partition's next read."""
+        self._fetching: set[PartitionKey] = set()
         self._subscriptions: dict[PartitionKey, asyncio.Task[Subscription]] = {}
         self._work: set[asyncio.Task[None]] = set()
         self._turn_booked = False
@@ -57,26 +59,24 @@ class Waiters:
         """
         if self._closed:
             raise Unavailable("the client is closed: wait inside its `async with` block", code="closed")
-        future = self._awaited.get(execution_id)
-        if future is None:
-            future = asyncio.get_running_loop().create_future()
-            self._awaited[execution_id] = future
+        future: asyncio.Future[ExecutionOutcome] = asyncio.get_running_loop().create_future()
+        waiting = self._awaited.get(execution_id)
+        if waiting is None:
+            self._awaited[execution_id] = [future]
             self._new.add(execution_id)
             self._book_turn()
-        self._users[execution_id] = self._users.get(execution_id, 0) + 1
+        else:
+            waiting.append(future)
         try:
-            # Shielded: one waiter that gives up must not take the answer from the others.
-            return await asyncio.shield(future)
+            return await future
         finally:
-            self._users[execution_id] -= 1
-            if self._users[execution_id] == 0:
-                del self._users[execution_id]
-                if self._awaited.get(execution_id) is future:
+            left = self._awaited.get(execution_id)
+            if left is not None and future in left:
+                left.remove(future)
+                if not left:
                     del self._awaited[execution_id]
-                if future.done() and not future.cancelled():
-                    future.exception()  # seen, even if every waiter has gone
-                else:
-                    future.cancel()
+            if future.done() and not future.cancelled():
+                future.exception()  # seen, even if who waited was cancelled in the same turn
 
     async def close(self) -> None:
         """End every wait with Unavailable and unsubscribe."""
@@ -89,9 +89,8 @@ class Waiters:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for future in self._awaited.values():
-            if not future.done():
-                future.set_exception(Unavailable("the client was closed while waiting", code="closed"))
+        closed = Unavailable("the client was closed while waiting", code="closed")
+        self._fail(list(self._awaited), closed)
         await asyncio.gather(*(subscription.close() for subscription in opened), return_exceptions=True)
 
     # ---- one turn of the loop: register what is new, fetch what has ended
@@ -106,11 +105,12 @@ class Waiters:
         if self._closed:
             return
         new, self._new = self._new, set()
-        ended, self._ended = self._ended, set()
         for partition, chunk in _chunks(id for id in new if id in self._awaited):
             self._spawn(self._register(partition, chunk))
-        for partition, chunk in _chunks(id for id in ended if id in self._awaited):
-            self._spawn(self._fetch(partition, chunk))
+        for partition in list(self._ended):
+            if partition not in self._fetching:
+                self._fetching.add(partition)
+                self._spawn(self._fetch_all(partition))
         if self._poller is None:
             self._poller = asyncio.create_task(self._poll())
 
@@ -143,9 +143,7 @@ class Waiters:
             for line in data.decode().splitlines():
                 execution_id = ExecutionId(f"{partition}:{line[:36]}")
                 if execution_id in self._awaited:
-                    self._ended.add(execution_id)
-            if self._ended:
-                self._book_turn()
+                    self._has_ended(partition, execution_id)
 
         return heard
 
@@ -162,10 +160,21 @@ class Waiters:
             if state == "unknown":
                 self._fail([execution_id], _unknown(execution_id))
             elif state in TERMINAL and execution_id in self._awaited:
-                self._ended.add(execution_id)
-        if self._ended:
-            self._book_turn()
+                self._has_ended(partition, execution_id)
         return True
+
+    def _has_ended(self, partition: PartitionKey, execution_id: ExecutionId) -> None:
+        self._ended.setdefault(partition, set()).add(execution_id)
+        self._book_turn()
+
+    async def _fetch_all(self, partition: PartitionKey) -> None:
+        """One read of a partition at a time: what ends meanwhile comes with the next, in one call instead of many."""
+        try:
+            while ended := self._ended.pop(partition, None):
+                for _, chunk in _chunks(id for id in ended if id in self._awaited):
+                    await self._fetch(partition, chunk)
+        finally:
+            self._fetching.discard(partition)
 
     async def _fetch(self, partition: PartitionKey, chunk: list[ExecutionId]) -> None:
         from ffcore.contracts.reads import ExecutionRef, ReadOutcomesArgs
@@ -175,20 +184,21 @@ class Waiters:
         if answer is None:
             return  # the next poll finds them ended and fetches again
         for execution_id, found in zip(chunk, answer.items, strict=True):
-            future = self._awaited.get(execution_id)
-            if future is None or future.done():
+            waiting = self._awaited.get(execution_id)
+            if waiting is None:
                 continue
             if found.state == "unknown":
                 self._fail([execution_id], _unknown(execution_id))
             elif found.state == "later":
-                self._ended.add(execution_id)
+                self._has_ended(partition, execution_id)
             elif found.state in TERMINAL:
                 del self._awaited[execution_id]
-                future.set_result(found)
+                for future in waiting:
+                    if not future.done():
+                        future.set_result(found)
             else:
                 self._new.add(execution_id)  # replayed since the notice: wait for its next end
-        if self._ended or self._new:
-            self._book_turn()
+                self._book_turn()
 
     async def _answer(self, args: Args[R], chunk: list[ExecutionId]) -> R | None:
         """None while the store is away. Whatever repeating does not mend ends the waits of the chunk: nobody else
@@ -206,9 +216,9 @@ class Waiters:
 
     def _fail(self, chunk: list[ExecutionId], error: EngineError) -> None:
         for execution_id in chunk:
-            future = self._awaited.pop(execution_id, None)
-            if future is not None and not future.done():
-                future.set_exception(error)
+            for future in self._awaited.pop(execution_id, ()):
+                if not future.done():
+                    future.set_exception(error)
 
     # ---- the slow second way
 

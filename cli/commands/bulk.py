@@ -6,16 +6,19 @@ changed: a job that appears between the two is not touched.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from ffsdk.listing import public_state
+
 from ..options import Command, Settings, pass_settings
 from ..render import Column, Out
-from ..store import executions, in_chunks, lane_names, opened, public_state, run
+from ..store import executions, in_chunks, lane_names, opened, run
 
 if TYPE_CHECKING:
     from ffcore.args import Args
@@ -28,29 +31,48 @@ PREVIEW_N = 5
 """Ids shown with a count."""
 
 
-def _filters(states: Sequence[str]) -> Callable[[Any], Any]:
-    def add(command: Any) -> Any:
-        for option in reversed(
-            [
-                click.option(
-                    "--state", "states", multiple=True, type=click.Choice(states), help="May be given several times."
-                ),
-                click.option("--lane"),
-                click.option("--tag", metavar="KEY=VALUE"),
-                click.option("--task"),
-                click.option("--all", "every", is_flag=True, help="Needed where no filter is given."),
-                click.option("--dry-run", is_flag=True, help="Show what would happen, and stop."),
-                click.option("--yes", is_flag=True, help="Do not ask."),
-            ]
-        ):
-            command = option(command)
-        return command
+class Chosen(NamedTuple):
+    """Which jobs, and how sure the person is."""
+
+    states: tuple[str, ...]
+    lanes: tuple[str, ...]
+    tag: str | None
+    task: str | None
+    every: bool
+    dry_run: bool
+    yes: bool
+
+
+def _chosen(states: Sequence[str], *, narrow: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The options the bulk verbs share, handed over as one `Chosen`. `narrow`: by tag and task too, one lane only."""
+    options = [
+        click.option("--state", "states", multiple=True, type=click.Choice(states), help="May be given several times."),
+        click.option("--lane", "lanes", multiple=not narrow, help="" if narrow else "May be given several times."),
+        *((click.option("--tag", metavar="KEY=VALUE"), click.option("--task")) if narrow else ()),
+        click.option("--all", "every", is_flag=True, help="Needed where no filter is given."),
+        click.option("--dry-run", is_flag=True, help="Show what would happen, and stop."),
+        click.option("--yes", is_flag=True, help="Do not ask."),
+    ]
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def collected(
+            *rest: Any, states: tuple[str, ...], lanes: Any, every: bool, dry_run: bool, yes: bool,
+            tag: str | None = None, task: str | None = None, **own: Any,
+        ) -> None:  # fmt: skip
+            named = (lanes,) if isinstance(lanes, str) else tuple(lanes or ())
+            command(*rest, chosen=Chosen(states, named, tag, task, every, dry_run, yes), **own)
+
+        wrapped: Callable[..., None] = collected
+        for option in reversed(options):
+            wrapped = option(wrapped)
+        return wrapped
 
     return add
 
 
-def _check_filter(settings: Settings, every: bool, *given: object) -> None:
-    if not every and not settings.namespace and not any(given):
+def _check_filter(settings: Settings, chosen: Chosen) -> None:
+    if not chosen.every and not settings.namespace and not any(chosen[:4]):
         raise click.UsageError("name a filter (--state, --lane, --tag, --task, --namespace), or say --all")
 
 
@@ -101,37 +123,26 @@ def _report(out: Out, word: str, matched: int, done: int, refused: Counter[str])
 
 async def _each(
     settings: Settings,
-    out: Out,
     what: str,
-    word: str,
-    states: Sequence[str],
-    lane: str | None,
-    tag: str | None,
-    task: str | None,
-    dry_run: bool,
-    yes: bool,
+    chosen: Chosen,
+    default: Sequence[str],
     change: Callable[[ListedExecution], Args[Any]],
 ) -> tuple[int, int, Counter[str]] | None:
     """Find, preview, ask, change one by one. None: nothing was to be done, or it was refused."""
     from ffcore.errors import EngineError
 
+    out = settings.out()
     async with opened(settings) as backend:
-        rows = [
-            r
-            async for r in executions(
-                backend, states=states, lane=lane, tag=tag, namespace=settings.namespace, task=task
-            )
-        ]
-        _preview(
-            out,
-            what,
-            Counter((r.lane_id, r.task, public_state(r).value) for r in rows),
-            [r.execution_id for r in rows],
-            dry_run,
-        )
-        if dry_run or (not rows and not out.json):
+        found = executions(
+            backend, states=chosen.states or default, lane=chosen.lanes[0] if chosen.lanes else None, tag=chosen.tag,
+            namespace=settings.namespace, task=chosen.task,
+        )  # fmt: skip
+        rows = [row async for row in found]
+        groups: Counter[tuple[str, str, str]] = Counter((r.lane_id, r.task, public_state(r).value) for r in rows)
+        _preview(out, what, groups, [row.execution_id for row in rows], chosen.dry_run)
+        if chosen.dry_run or (not rows and not out.json):
             return None
-        if rows and not _agreed(out, what, len(rows), yes):
+        if rows and not _agreed(out, what, len(rows), chosen.yes):
             raise click.Abort
         with out.progress(what, len(rows)) as advance:
             answers = await in_chunks(backend, [change(row) for row in rows], advance)
@@ -140,116 +151,61 @@ async def _each(
 
 
 @click.command("cancel-many", cls=Command)
-@_filters(OPEN)
+@_chosen(OPEN)
 @click.option("--reason", default="", help="Kept with each job.")
 @pass_settings
-def cancel_many(
-    settings: Settings,
-    states: tuple[str, ...],
-    lane: str | None,
-    tag: str | None,
-    task: str | None,
-    every: bool,
-    dry_run: bool,
-    yes: bool,
-    reason: str,
-) -> None:
+def cancel_many(settings: Settings, chosen: Chosen, reason: str) -> None:
     """Cancel every job that matches and has not ended."""
     from ffcore.contracts.execution import CancelExecutionArgs
     from ffcore.contracts.lease import CancelSource
 
-    _check_filter(settings, every, states, lane, tag, task)
-    out, source = settings.out(), CancelSource.custom("ff")
-    done = run(
-        _each(
-            settings,
-            out,
-            "cancel",
-            "cancelled or told to stop",
-            states or OPEN,
-            lane,
-            tag,
-            task,
-            dry_run,
-            yes,
-            lambda row: CancelExecutionArgs(execution_id=row.execution_id, reason=reason, source=source),
-        )
-    )
+    _check_filter(settings, chosen)
+    source = CancelSource.custom("ff")
+
+    def change(row: ListedExecution) -> CancelExecutionArgs:
+        return CancelExecutionArgs(execution_id=row.execution_id, reason=reason, source=source)
+
+    done = run(_each(settings, "cancel", chosen, OPEN, change))
     if done:
-        _report(out, "cancelled or told to stop", *done)
+        _report(settings.out(), "cancelled or told to stop", *done)
 
 
 @click.command("replay-many", cls=Command)
-@_filters(ENDED)
+@_chosen(ENDED)
 @click.option("--mode", type=click.Choice(["resume", "fresh"]), default="resume", show_default=True)
 @pass_settings
-def replay_many(
-    settings: Settings,
-    states: tuple[str, ...],
-    lane: str | None,
-    tag: str | None,
-    task: str | None,
-    every: bool,
-    dry_run: bool,
-    yes: bool,
-    mode: Any,
-) -> None:
+def replay_many(settings: Settings, chosen: Chosen, mode: Any) -> None:
     """Run every job that matches and has ended again; without --state, those that failed."""
     from ffcore.contracts.execution import ReplayExecutionArgs
 
-    _check_filter(settings, every, states, lane, tag, task)
-    out = settings.out()
-    done = run(
-        _each(
-            settings,
-            out,
-            "replay",
-            "wait to run again",
-            states or ("failed",),
-            lane,
-            tag,
-            task,
-            dry_run,
-            yes,
-            lambda row: ReplayExecutionArgs(execution_id=row.execution_id, mode=mode),
-        )
-    )
+    _check_filter(settings, chosen)
+
+    def change(row: ListedExecution) -> ReplayExecutionArgs:
+        return ReplayExecutionArgs(execution_id=row.execution_id, mode=mode)
+
+    done = run(_each(settings, "replay", chosen, ("failed",), change))
     if done:
-        _report(out, "wait to run again", *done)
+        _report(settings.out(), "wait to run again", *done)
 
 
 @click.command("purge-many", cls=Command)
-@click.option(
-    "--state", "states", multiple=True, type=click.Choice(ENDED), help="May be given several times; default all ended."
-)
-@click.option("--lane", "lanes", multiple=True, help="May be given several times.")
+@_chosen(ENDED, narrow=False)
 @click.option(
     "--older-than", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Ended at least so long ago."
 )
-@click.option("--all", "every", is_flag=True, help="Needed where neither --lane nor --state is given.")
-@click.option("--dry-run", is_flag=True, help="Show what would happen, and stop.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
 @pass_settings
-def purge_many(
-    settings: Settings,
-    states: tuple[str, ...],
-    lanes: tuple[str, ...],
-    older_than: float,
-    every: bool,
-    dry_run: bool,
-    yes: bool,
-) -> None:
-    """Forget jobs that have ended, with their payloads and results. There is no way back."""
+def purge_many(settings: Settings, chosen: Chosen, older_than: float) -> None:
+    """Forget jobs that have ended, with their payloads and results; without --state, all of them.
+
+    There is no way back."""
     if settings.namespace:
         raise click.UsageError("purge-many forgets by lane and state; --namespace cannot narrow it")
-    if not every and not lanes and not states:
+    if not chosen.every and not chosen.lanes and not chosen.states:
         raise click.UsageError("name --lane or --state, or say --all")
-    run(_purge(settings, states or ENDED, lanes, older_than, dry_run, yes))
+    run(_purge(settings, chosen, older_than))
 
 
-async def _purge(
-    settings: Settings, states: Sequence[str], lanes: Sequence[str], older_than: float, dry_run: bool, yes: bool
-) -> None:
+async def _purge(settings: Settings, chosen: Chosen, older_than: float) -> None:
     from ffcore.contracts.upkeep import PurgeArgs, ReadHeaderArgs
     from ffcore.ids import TimestampMs
 
@@ -258,7 +214,7 @@ async def _purge(
         # The store's own clock, read once: what ends while the question is open is not part of the answer.
         now = {p: (await backend.call(ReadHeaderArgs(partition=p))).now_ms for p in backend.config.keys("fp")}
         before = {p: TimestampMs(max(0, at - round(older_than * 1000))) for p, at in now.items()}
-        names = list(lanes) or list(await lane_names(backend))
+        names = list(chosen.lanes) or list(await lane_names(backend))
 
         def ask(partition: Any, lane: str, state: str, dry: bool) -> PurgeArgs:
             return PurgeArgs(partition=partition, lane_id=lane, outcome=state, before_ms=before[partition], dry_run=dry)
@@ -266,17 +222,17 @@ async def _purge(
         groups: Counter[tuple[str, str, str]] = Counter()
         ids: list[str] = []
         for lane in names:
-            for state in states:
+            for state in chosen.states or ENDED:
                 for partition in before:
                     found = await backend.call(ask(partition, lane, state, True))
                     if found.remaining:
                         groups[lane, "*", state] += found.remaining
                         ids += found.execution_ids[:PREVIEW_N]
-        _preview(out, "purge", groups, ids, dry_run)
+        _preview(out, "purge", groups, ids, chosen.dry_run)
         matched = sum(groups.values())
-        if dry_run or (not matched and not out.json):
+        if chosen.dry_run or (not matched and not out.json):
             return
-        if matched and not _agreed(out, "purge", matched, yes):
+        if matched and not _agreed(out, "purge", matched, chosen.yes):
             raise click.Abort
         done = 0
         with out.progress("purge", matched) as advance:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ffsdk.listing import public_state
+
 from ..options import Group, Settings, pass_settings
 from ..render import Column, Record, ago, instant, plain
-from ..store import client_of, executions, opened, public_state, run
+from ..store import client_of, executions, opened, run, transitions
 from ..store import execution_id as checked
 from . import bulk
 
@@ -194,10 +196,12 @@ def list_(
 def show(settings: Settings, execution_id: str) -> None:
     """Show everything about a job except its payload and result."""
     from ffcore.contracts.reads import ReadExecutionArgs
+    from ffsdk.explain import name_hold
 
     async def read() -> StoredExecution:
         async with opened(settings) as backend:
-            return await backend.call(ReadExecutionArgs(execution_id=checked(execution_id, backend), parts="attempts"))
+            asked = ReadExecutionArgs(execution_id=checked(execution_id, backend), parts="attempts")
+            return await name_hold(backend, await backend.call(asked))
 
     record = shown(run(read()))
     out = settings.out()
@@ -243,17 +247,14 @@ def result(settings: Settings, execution_id: str, wait: bool, timeout: float | N
 @pass_settings
 def history(settings: Settings, execution_id: str, limit: int) -> None:
     """Show a job's transitions, oldest first, as far as the feed still holds them."""
-    from ffcore.contracts.reads import ExecutionHistoryArgs, ReadExecutionArgs
+    from ffcore.contracts.reads import ReadExecutionArgs
 
     async def read() -> list[Record]:
         async with opened(settings) as backend:
             id_ = checked(execution_id, backend)
             # The feed does not say whether an execution exists; its record does.
             await backend.call(ReadExecutionArgs(execution_id=id_))
-            return [
-                history_record(e)
-                for e in (await backend.call(ExecutionHistoryArgs(execution_id=id_, limit=limit))).entries
-            ]
+            return [history_record(entry) for entry in await transitions(backend, id_, limit)]
 
     names = ("at", "from", "to", "attempt", "epoch", "reason")
     settings.out().rows(
@@ -292,13 +293,12 @@ def export(settings: Settings, execution_id: str) -> None:
     """Print everything about one job as one JSON object: record, policy, payload, result, attempts, history."""
     import msgspec
 
-    from ffcore.contracts.reads import ExecutionHistoryArgs, ReadExecutionArgs
+    from ffcore.contracts.reads import ReadExecutionArgs
 
     async def read() -> dict[str, Any]:
         async with opened(settings) as backend:
             id_ = checked(execution_id, backend)
             stored = await backend.call(ReadExecutionArgs(execution_id=id_, parts="payload,result,attempts"))
-            feed = await backend.call(ExecutionHistoryArgs(execution_id=id_, limit=1_000))
             return {
                 **shown(stored),
                 "policy": plain(stored.policy),
@@ -306,7 +306,7 @@ def export(settings: Settings, execution_id: str) -> None:
                 "result": plain(stored.result),
                 "fields": plain(stored.fields),
                 "texts": plain(stored.texts),
-                "history": [history_record(entry) for entry in feed.entries],
+                "history": [history_record(entry) for entry in await transitions(backend, id_, 1_000)],
                 "exported_at": instant(stored.now_ms),
             }
 

@@ -19,8 +19,7 @@ from ffcore import limits
 from ffcore.args import Args
 from ffcore.backend import Backend, StoreConfig, Subscription
 from ffcore.contracts.batch import CreateManyArgs
-from ffcore.errors import Rejected, Unavailable
-from ffsdk.events import parse_cursor
+from ffcore.errors import Unavailable
 from ffsdk.pace import VirtualPace
 from ffsdk.waiters import Waiters
 from tests.integration.proxy import own_server, until
@@ -213,7 +212,7 @@ BAD: list[dict[str, Any]] = [
     {"priority": 101}, {"lane": "two words"}, {"lane": "{x}"}, {"deadline": 0}, {"tags": {"tenant": "t"}},
     {"tags": {"shop.tenant": "x" * 300}}, {"tags": {"shop.tenant": 5}}, {"requires": "gpu"},
     {"budget": "b"}, {"quota": "q"},
-    {"unique": "u"}, {"durability": "replicated"}, {"durability": "maybe"}, {"nonsense": 1},
+    {"unique": "u"}, {"durability": "maybe"}, {"nonsense": 1},
 ]  # fmt: skip
 
 
@@ -237,6 +236,13 @@ async def test_fsync_is_refused_by_a_store_that_does_not_do_it(app: ff.App, clie
         await client.submit("double", 4, durability="fsync")
     with pytest.raises(ff.Incompatible, match="appendfsync always"):
         await ff.connect(app.url, durability="fsync")
+
+
+async def test_a_store_without_a_replica_does_not_promise_one(app: ff.App, client: ff.Client) -> None:
+    with pytest.raises(ff.Incompatible, match="needs a replica"):
+        await client.submit("double", 4, durability="replicated")
+    with pytest.raises(ff.Incompatible, match="needs a replica"):
+        await ff.connect(app.url, durability="replicated")
 
 
 # ---- waiting
@@ -307,7 +313,7 @@ async def test_closing_the_client_ends_its_waits(app: ff.App) -> None:
     job = await client.submit("double", 4)
     waiting = asyncio.create_task(job.outcome())
     counted = client.waiters
-    await until(lambda: job.id in counted._users, "the wait")
+    await until(lambda: job.id in counted._awaited, "the wait")
     await client.close()
     with pytest.raises(ff.Unavailable):
         await waiting
@@ -394,7 +400,9 @@ async def test_a_change_that_misses_a_partition_says_which(client: ff.Client) ->
 
     whole = client._backend
     client._backend = Cut(client.backend)  # type: ignore[assignment]
-    fan_out = await client.lane("default").pause()
+    lane = client.lane("default")
+    fan_out = await lane.pause()
+    assert (await lane.settings()).behind == ["{fp:2}"]
     assert list(fan_out.not_reached) == ["{fp:2}"] and not fan_out.complete and len(fan_out.reached) == 3
     client._backend = whole
     assert (await client.lane("default").pause()).complete
@@ -408,83 +416,14 @@ async def test_holds_take_a_task_or_a_tag(client: ff.Client) -> None:
             await client.hold(**bad)
 
 
-# ---- subscriptions
-
-
-async def test_a_subscription_hears_every_partition_once(client: ff.Client) -> None:
-    async with client.subscribe("completion") as events:
-        jobs = await client.submit_many("double", range(30))
-        await client.cancel_many(lane="default")
-        heard = [(await anext(events)).execution_id for _ in jobs]
-    assert sorted(filter(None, heard)) == sorted(job.id for job in jobs)
-
-
-async def test_any_cursor_goes_on_exactly_behind_its_event(client: ff.Client, working: None) -> None:
-    """Completions are folded: one entry of the feed holds several events, and a cursor may stand between them."""
-    jobs = await client.submit_many("double", range(40))
-    await asyncio.gather(*(job.outcome(timeout=10) for job in jobs))
-    events = client.subscribe("completion", after="-")
-    first = [await anext(events) for _ in jobs]
-    for at in (0, 7, 20, 38):
-        resumed = client.subscribe("completion", after=first[at].cursor)
-        rest = [(await anext(resumed)).execution_id for _ in first[at + 1 :]]
-        assert sorted(filter(None, rest)) == sorted(str(event.execution_id) for event in first[at + 1 :])
-
-
-async def test_a_cursor_that_the_feed_has_forgotten_is_refused(client: ff.Client) -> None:
-    """Silence would be a gap nobody notices."""
-
-    class Trimmed(Counting):
-        async def call_all(self, batch: Sequence[Args[Any]]) -> list[Any]:
-            return [Rejected.by_code["cursor_expired"]("gone", code="cursor_expired") for _ in batch]
-
-    client._backend = Trimmed(client.backend)  # type: ignore[assignment]
-    with pytest.raises(ff.InvalidArgument) as refused:
-        await anext(client.subscribe("completion", after="-"))
-    assert refused.value.code == "cursor_expired"
-
-
-async def test_leases_and_operators_have_feeds_of_their_own(client: ff.Client, working: None) -> None:
-    leases, operators = client.subscribe("lease", after="-"), client.subscribe("operator", after="-")
-    job = await client.submit("double", 4)
-    await job.outcome(timeout=10)
-    event = await anext(leases)
-    assert (event.execution_id, event.to_state) == (job.id, "active") and event.worker
-    await client.lane("default").pause()
-    event = await anext(operators)
-    assert event.execution_id is None and event.lane == "default" and "paused" in event.detail
-
-
-async def test_a_lease_event_names_the_worker_and_not_its_lease(client: ff.Client, working: None) -> None:
-    leases = client.subscribe("lease", after="-")
-    job = await client.submit("double", 4)
-    await job.outcome(timeout=10)
-    (listed,) = [found async for found in client.jobs()]
-    assert listed.info is not None and listed.info.worker
-    assert (await anext(leases)).worker == listed.info.worker
-
-
-async def test_a_hold_what_it_stops_and_its_end_are_the_operators_feed(client: ff.Client, working: None) -> None:
-    async with client.subscribe("operator") as operators:
-        await client.hold(task="double", reason="the provider is down")
-        job = await client.submit("double", 4)
-        partitions = len(client.backend.config.keys())
-        heard = [await anext(operators) for _ in range(partitions + 1)]
-        assert [event.detail for event in heard].count("hold task:double") == partitions
-        assert [event.detail for event in heard if event.execution_id == job.id] == ["held task:double"]
-        await client.release(task="double")
-        assert await job.result(timeout=10) == 8
-        heard = [await anext(operators) for _ in range(partitions + 1)]
-        assert [event.detail for event in heard].count("release task:double") == partitions
-        assert [event.detail for event in heard if event.execution_id == job.id] == ["released"]
-
-
-@pytest.mark.parametrize("cursor", ["", "x", "1-1", "1-1.2-2.3-3.4-4.5-5", "1-1.2-2.3-3.4", "a.b.c.d"])
-async def test_a_cursor_of_another_store_is_refused(client: ff.Client, cursor: str) -> None:
-    with pytest.raises(ff.InvalidArgument, match="cursor"):
-        parse_cursor(cursor, client.backend.config.keys())
-    with pytest.raises(ff.InvalidArgument):
-        await anext(client.subscribe("completion", after=cursor))
+async def test_the_status_of_a_held_job_names_what_holds_it(client: ff.Client, working: None) -> None:
+    await client.hold(tag=("shop.tenant", "t1"), reason="unpaid")
+    job = await client.submit("double", 1, tags={"shop.tenant": "t1"})
+    while (status := await job.status()).blocking_reason != "paused_by_operator":
+        await asyncio.sleep(0.01)
+    assert status.blocking_detail == "held by tag:shop.tenant=t1: unpaid"
+    await client.release(tag=("shop.tenant", "t1"))
+    assert await job.result(timeout=10) == 2
 
 
 async def test_a_status_counts_in_the_time_of_the_store(client: ff.Client) -> None:

@@ -59,8 +59,8 @@ async def test_each_way_to_fail_is_one_typed_error() -> None:
         await ff.connect("")
     with pytest.raises(ff.Unavailable):
         await ff.connect("valkey://127.0.0.1:1")
-    with pytest.raises(ff.InvalidArgument, match="replicated"):
-        ff.connect("memory://x", durability="replicated")
+    with pytest.raises(ff.Incompatible, match="replica"):
+        await ff.connect("memory://x", durability="replicated")
     with pytest.raises(ff.InvalidArgument):
         ff.App(namespace="two words")
 

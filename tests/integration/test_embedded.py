@@ -192,12 +192,75 @@ def test_a_killed_server_is_restarted_on_its_data_at_the_same_socket(directory: 
             assert again.pid == fresh.pid
 
 
-def test_after_a_killed_keeper_the_next_opener_ends_its_server_and_starts_another(directory: Path) -> None:
+def heir_of(endpoint: Endpoint | keeper.Published) -> int:
+    """The keeper's heir: its other child."""
+    found = (path for path in Path("/proc").iterdir() if path.name.isdigit() and _parent(path) == endpoint.keeper_pid)
+    return next((int(path.name) for path in found if int(path.name) != endpoint.pid and running(int(path.name))), 0)
+
+
+def _parent(process: Path) -> int:
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def kill_keeper_and_heir(endpoint: Endpoint) -> None:
+    heir = until(lambda: heir_of(endpoint))
+    os.kill(heir, signal.SIGSTOP)  # or it would inherit before its own turn comes
+    os.kill(endpoint.keeper_pid, signal.SIGKILL)
+    os.kill(heir, signal.SIGKILL)
+    until(lambda: not running(endpoint.keeper_pid) and not running(heir))
+
+
+def successor_of(endpoint: Endpoint, directory: Path) -> keeper.Published:
+    found: keeper.Published = until(
+        lambda: (new := keeper.read_endpoint(directory)) and new.keeper_pid != endpoint.keeper_pid and new
+    )
+    return found
+
+
+def test_a_killed_keeper_has_an_heir_who_goes_on_with_its_server(directory: Path) -> None:
+    """Users notice nothing, newcomers find the same server, and it ends after the last of them as ever."""
+    with open_embedded(directory) as before:
+        until(lambda: heir_of(before))
+        os.kill(before.keeper_pid, signal.SIGKILL)
+        heir = successor_of(before, directory)
+        assert (heir.pid, heir.socket) == (before.pid, before.socket) and running(heir.keeper_pid)
+        with open_embedded(directory) as after:
+            assert (after.pid, after.keeper_pid) == (before.pid, heir.keeper_pid)
+    until(lambda: not running(before.pid))
+    until(lambda: not running(heir.keeper_pid))
+    assert not Path(before.socket).exists()
+
+
+def test_an_heir_restarts_the_server_and_has_an_heir_itself(directory: Path) -> None:
+    with open_embedded(directory) as endpoint:
+        assert keeper.ask(endpoint.socket, "SET", "k", "kept") == b"+OK\r\n"
+        until(lambda: heir_of(endpoint))
+        os.kill(endpoint.keeper_pid, signal.SIGKILL)
+        heir = successor_of(endpoint, directory)
+        os.kill(endpoint.pid, signal.SIGKILL)
+        fresh = until(lambda: (new := keeper.read_endpoint(directory)) and new.pid != endpoint.pid and new)
+        assert fresh.keeper_pid == heir.keeper_pid and get(endpoint, "k") == b"$4\r\nkept\r\n"
+        second = until(lambda: heir_of(fresh))
+        os.kill(fresh.keeper_pid, signal.SIGKILL)
+        last = until(lambda: (new := keeper.read_endpoint(directory)) and new.keeper_pid == second and new)
+        assert last.pid == fresh.pid
+
+
+def test_a_killed_heir_is_replaced(directory: Path) -> None:
+    with open_embedded(directory) as endpoint:
+        first = until(lambda: heir_of(endpoint))
+        os.kill(first, signal.SIGKILL)
+        until(lambda: heir_of(endpoint) not in (0, first))
+
+
+def test_after_keeper_and_heir_were_killed_the_next_opener_ends_the_server_and_starts_another(directory: Path) -> None:
     """Whoever still uses the old server finds the new one at the same socket."""
     with open_embedded(directory) as before:
         assert keeper.ask(before.socket, "SET", "k", "kept") == b"+OK\r\n"
-        os.kill(before.keeper_pid, signal.SIGKILL)
-        until(lambda: not running(before.keeper_pid))
+        kill_keeper_and_heir(before)
         assert keeper.answers(before.socket)
         with open_embedded(directory) as after:
             assert after.keeper_pid != before.keeper_pid and running(after.pid)
@@ -206,7 +269,7 @@ def test_after_a_killed_keeper_the_next_opener_ends_its_server_and_starts_anothe
             assert get(before, "k") == b"$4\r\nkept\r\n"
 
 
-def test_after_keeper_and_server_were_killed_together_the_next_opener_starts_anew(directory: Path) -> None:
+def test_after_keeper_and_server_were_killed_together_the_data_is_there_again(directory: Path) -> None:
     with open_embedded(directory) as before:
         assert keeper.ask(before.socket, "SET", "k", "kept") == b"+OK\r\n"
         os.kill(before.keeper_pid, signal.SIGKILL)
@@ -220,8 +283,7 @@ def test_an_orphan_that_does_not_answer_is_ended_by_its_pid(directory: Path, mon
     with open_embedded(directory) as endpoint:
         found = keeper.read_endpoint(directory)
         assert found is not None
-        os.kill(endpoint.keeper_pid, signal.SIGKILL)
-        until(lambda: not running(endpoint.keeper_pid))
+        kill_keeper_and_heir(endpoint)
         os.kill(endpoint.pid, signal.SIGSTOP)
         # A stopped process takes neither a command nor SIGTERM; the steps need not be waited for in full.
         monkeypatch.setattr(keeper, "ORPHAN_STEP_S", 0.1)

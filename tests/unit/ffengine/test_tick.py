@@ -10,8 +10,9 @@ import pytest
 
 from ffcore.args import Args
 from ffcore.backend import StoreConfig
+from ffcore.contracts.settings import ApplySettingsArgs, ListSettingsArgs, SettingsApplied, SettingsPage, SettingsRow
 from ffcore.contracts.upkeep import TickArgs, Ticked, TickedPartition
-from ffcore.errors import EngineBug, EngineError, Unavailable
+from ffcore.errors import EngineBug, EngineError, Unavailable, rejection
 from ffcore.ids import PartitionKey, TimestampMs
 from ffengine import Ticker
 from tests.integration.proxy import until
@@ -198,6 +199,22 @@ async def test_a_store_that_is_away_is_asked_again_with_growing_pauses(monkeypat
     assert max(clock.paused) <= 2.0
 
 
+async def test_a_node_of_a_cluster_that_is_away_costs_the_partitions_of_the_others_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each partition is a call of its own there; those that answered are not asked again before their time."""
+    monkeypatch.setattr(Store, "grouped", False)
+
+    def answer(partition: str, n: int) -> dict[str, Any] | EngineError:
+        return Unavailable("away") if partition == "{fp:0}" else {}
+
+    store, _, clock = await ran(monkeypatch, answer, rounds=2)
+    assert [call.partitions for call in store.calls] == [
+        ["{fp:0}"], ["{fp:1}"], ["{b:0}"], ["{q:0}"], ["{w:0}"], ["{fp:0}"],
+    ]  # fmt: skip
+    assert max(clock.paused) < 0.2, "the one that was away is asked again soon"
+
+
 async def test_what_waiting_does_not_mend_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EngineBug):
         await ran(monkeypatch, lambda partition, n: EngineBug("drift"))
@@ -212,3 +229,56 @@ async def test_forgetting_leaves_the_server_a_third_of_its_time() -> None:
     urgent = TickedPartition(PartitionKey("{fp:1}"), True, 5, 28, TimestampMs(NOW_MS), TimestampMs(NOW_MS), [])
     ticker._take(urgent, later=0.1, took=0.03)
     assert ticker._watches[urgent.partition].at == pytest.approx(100.0)
+
+
+# ---- what operators have set -----------------------------------------------------------------------------
+
+
+class Registry(Store):
+    """A store at revision 3 whose partition 1 has heard of nothing behind 1."""
+
+    def __init__(self, refuses: str = "") -> None:
+        super().__init__(lambda partition, n: {"settings": self.reached.get(partition, 3)})
+        self.reached = {"{fp:1}": 1}
+        self.refuses, self.applied, self.asked = refuses, list[ApplySettingsArgs](), 0
+
+    async def call(self, args: Any) -> Any:
+        if isinstance(args, ListSettingsArgs):
+            self.asked += 1
+            rows = [SettingsRow(f"lane:{n}", n, TimestampMs(NOW_MS), {"state": "paused"}) for n in (2, 3)]
+            return SettingsPage([row for row in rows if row.revision > args.after_revision], 3)
+        assert isinstance(args, ApplySettingsArgs)
+        self.applied.append(args)
+        if args.name == self.refuses:
+            raise rejection("too_many_names", "4096 lanes are in use")
+        self.reached[args.partition] = args.revision
+        return SettingsApplied(True, args.revision)
+
+
+async def kept_up(monkeypatch: pytest.MonkeyPatch, store: Registry, rounds: int = 3) -> Registry:
+    ticker = Ticker(store, "t1", limit=50)  # type: ignore[arg-type]
+    Clock(monkeypatch, ticker, rounds)
+    await ticker.run()
+    return store
+
+
+async def test_a_partition_that_is_behind_is_told_what_was_set_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await kept_up(monkeypatch, Registry())
+    assert [(a.partition, a.name, a.revision, a.since) for a in store.applied] == [
+        ("{fp:1}", "lane:2", 2, 1), ("{fp:1}", "lane:3", 3, 2),
+    ]  # fmt: skip
+    assert store.asked == 1, "and then it is up to date"
+
+
+async def test_a_record_that_is_refused_is_not_tried_again_before_the_next_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = await kept_up(monkeypatch, Registry(refuses="lane:3"), rounds=5)
+    assert [a.name for a in store.applied] == ["lane:2", "lane:3"]
+
+
+async def test_only_whose_turn_it_is_tells_a_partition(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Registry()
+    store._answer = lambda partition, n: {"settings": store.reached.get(partition, 3), "mine": partition == "{w:0}"}
+    await kept_up(monkeypatch, store)
+    assert store.applied == []

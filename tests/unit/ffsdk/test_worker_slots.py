@@ -297,3 +297,27 @@ async def test_a_stopped_worker_claims_nothing_more_but_reports_what_it_has(benc
     answer.set_result(done(1, claimed()))
     await bench.slots.settle()
     assert not [call for call, _ in bench.store.open if isinstance(call, CompleteManyArgs)]
+
+
+# ---- a cluster: one partition per call
+
+
+async def test_where_calls_name_one_partition_each_is_claimed_from_by_itself() -> None:
+    """A partition whose node does not answer keeps what was asked for, and holds up no other."""
+    bench = Bench(partitions=3, room=6)
+    bench.store.grouped = False  # type: ignore[misc]
+    bench.slots.wake()
+    claims = [await bench.store.take(ClaimBatchArgs) for _ in range(3)]
+    assert [(args.partitions, args.limit, args.claim_id) for args, _ in claims] == [
+        (["{fp:0}"], 2, "w.c0.1"), (["{fp:1}"], 2, "w.c1.2"), (["{fp:2}"], 2, "w.c2.3"),
+    ]  # fmt: skip
+    claims[1][1].set_result(claimed(parked=True))
+    claims[2][1].set_result(claimed(job(2, 1)))
+    args, again = await bench.store.take(ClaimBatchArgs)
+    assert (args.partitions, args.claim_id) == (["{fp:2}"], "w.c2.4"), "what is parked or under way is left alone"
+    bench.finish()
+    again.set_result(claimed(parked=True))
+    args, _ = await bench.store.take(CompleteManyArgs)
+    assert (args.partition, len(args.items)) == ("{fp:2}", 1)
+    assert not bench.store.open, "what has not been answered is not asked for again"
+    await bench.slots.close()

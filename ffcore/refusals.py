@@ -1,0 +1,79 @@
+"""What a refusal means and what to do next, by its code: the second half of every message a person reads.
+
+The first half says what was asked and of which record; the store's own detail stands between them. A code without a row
+of its own is explained by its family (`ffcore.errors`).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+SAID: Final[dict[str, tuple[str, str]]] = {
+    # ---- nothing there
+    "execution_not_found": (
+        "there is no such job here", "check the id and the store's URL; a purged one is gone, submit it again"),
+    "lane_not_found": ("no such lane", "check its name: a lane exists from its first job or setting on"),
+    "worker_not_found": ("no such worker", "see `ff worker list`"),
+    "task_not_found": ("no worker has published this task", "check its name, or start a worker that has it"),
+    # ---- whose job it is
+    "stale_lease": ("the lease has passed to somebody else", "stop the handler and report nothing"),
+    "lease_expired": ("the lease has run out", "stop the handler and report nothing; renew earlier, or lease longer"),
+    "lease_revoked": ("an operator took the lease away", "stop the handler and report nothing"),
+    "lease_conflict": ("another worker holds it", "wait until its lease ends, or revoke that (`ff lease revoke`)"),
+    "no_active_lease": ("it is not running", "look at its state (`ff job show`); there is no lease to act on"),
+    "fence_required": ("this needs the lease's fence", "pass lease_id, lease_epoch and attempt_id, or act as operator"),
+    "partial_fence_triple": ("the fence is incomplete", "pass lease_id, lease_epoch and attempt_id, all three"),
+    # ---- what state it is in
+    "terminal": ("the job has ended", "read its outcome; to run it again, replay it (`ff job replay`)"),
+    "execution_not_terminal": ("the job has not ended", "wait for it, or cancel it first"),
+    "execution_not_eligible": ("it cannot be claimed now", "see why with `ff job explain`"),
+    "execution_not_eligible_for_attempt": ("no attempt of it can begin now", "see why with `ff job explain`"),
+    "execution_not_leaseable": ("it is not ready to run", "see why with `ff job explain`"),
+    "not_a_resumed_execution": ("its attempt does not continue an earlier one", "claim it with claim_execution"),
+    "use_claim_resumed_execution": ("its attempt was interrupted", "claim it with claim_resumed_execution"),
+    "not_blocked": ("nothing blocks it", "leave it: it runs as soon as a worker is free"),
+    "max_replays_exhausted": ("it was replayed as often as its policy allows", "submit it anew"),
+    "lane_closed": ("the lane takes no new work", "resume it (`ff lane resume`), or use another lane"),
+    "purging": ("it is being removed", "try again in a moment"),
+    # ---- grants and claims
+    "invalid_claim_grant": ("there is no such grant for this worker", "ask for a new grant"),
+    "claim_grant_expired": ("the grant has run out", "ask for a new one, and claim before it ends"),
+    "grant_already_exists": ("it is reserved for another worker", "wait until that grant ends, or claim another job"),
+    "capability_mismatch": ("the worker lacks what it requires", "start a worker with these capabilities"),
+    # ---- somebody came first
+    "idempotency_conflict": (
+        "the key stands for another request", "use another key, or send the first task, payload and lane again"),
+    "revision_conflict": ("somebody else changed it first", "read it again and decide"),
+    # ---- what was sent
+    "invalid_input": ("the store cannot take this value", "correct the argument that is named"),
+    "invalid_offset": ("there is no such place", "begin at the start, or at a cursor that was answered"),
+    "invalid_blocking_reason": ("no such reason to block", "use one that blocks by capability, worker or route"),
+    "invalid_capabilities": ("the capabilities cannot be read", "use tokens without commas and spaces"),
+    "invalid_grace_ms": ("the grace is out of bounds", "use milliseconds from 0 to a day"),
+    "invalid_policy_json": ("the policy cannot be read", "send a JSON object with the fields of ExecutionPolicy"),
+    "unsupported_policy": ("this release does not honour a part of the policy", "leave that field out"),
+    "invalid_tag_key": ("a tag's key has no namespace", "use lower case, a dot and a name, as in shop.tenant"),
+    "payload_too_large": ("it is over the size limit", "keep large data elsewhere and pass its name"),
+    "too_many_names": ("the partition holds as many names as it may", "use fewer lanes, policies or capability sets"),
+    "unknown_task": ("nobody has published this task", "pass lane=, or start a worker that has it"),
+    "cursor_expired": (
+        "the feed no longer holds what follows this cursor", 'begin anew: after="-" for all that is kept, or None'),
+    "store_full": ("the store takes no new work", "finish or purge work, raise maxmemory, or try again later"),
+}  # fmt: skip
+
+
+def text_of(code: str, detail: str, family: str, asked: str = "", about: str = "") -> str:
+    """One line: the code, what was asked of what, why not, what the store said, what to do.
+
+    family: the docstring of the error's class, for a code without a row.
+    """
+    what, remedy = SAID.get(code) or _of(family)
+    head = " of ".join(part for part in (asked, about if about not in detail else "") if part)
+    said = f" ({detail})" if detail else ""
+    return f"{code}: {head + ': ' if head else ''}{what}{said}; {remedy}"
+
+
+def _of(family: str) -> tuple[str, str]:
+    what, _, remedy = " ".join(family.split()).partition(". ")
+    what = what.rstrip(".")
+    return what[:1].lower() + what[1:], remedy.rstrip(".") or "see the documentation of this call"
