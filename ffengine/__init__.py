@@ -1,4 +1,4 @@
-"""The background loop: what is due is done, by whoever runs one of these; see `ffengine.tick`."""
+"""What runs beside the jobs: the background loop, by which what is due is done (`tick`), and the checker (`check`)."""
 
 from ffengine.tick import Ticker
 

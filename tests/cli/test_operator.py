@@ -80,8 +80,35 @@ def test_lanes_are_listed_with_their_numbers(ff: FF, lane: str) -> None:
 
 def test_retention_is_set_for_all_partitions(ff: FF, lane: str) -> None:
     ran = ff("lane", "retention", lane, "--age", "3600", "--count", "10", "--json").record
-    assert (ran["age_s"], ran["count"], ran["reached"]) == (3600.0, 10, 4)
-    assert ff("lane", "retention", "bad lane").code == 2
+    assert (ran["age_s"], ran["count"], ran["bytes"], ran["reached"]) == (3600.0, 10, None, 4)
+    assert ff("lane", "retention", lane, "--bytes", "5000").code == 0
+    shown = ff("lane", "show", lane, "--json").record
+    assert (shown["keep_age_s"], shown["keep_count"], shown["keep_bytes"]) == (3600.0, 10, 5000)
+    assert ff("lane", "retention", "bad lane", "--age", "1").code == 2
+    assert ff("lane", "retention", lane).code == 2
+
+
+def test_a_lane_is_aged_and_strict_again(ff: FF, lane: str) -> None:
+    fresh = ff("lane", "show", lane, "--json").record
+    assert (fresh["order"], fresh["revision"], fresh["changed_at"]) == ("strict", 0, None)
+    told = ff("lane", "aged", lane, "60", "--json").record
+    assert (told["aged_s"], told["reached"]) == (60, 4)
+    shown = ff("lane", "show", lane, "--json").record
+    assert (shown["order"], shown["revision"], shown["behind"]) == ("aged by 60 s", told["revision"], [])
+    assert "strict" in ff("lane", "strict", lane).out
+    assert ff("lane", "show", lane, "--json").record["aged_s"] == 0
+    assert ff("lane", "aged", lane, "0").code == 2
+
+
+def test_the_gate_is_shown_and_set(ff: FF) -> None:
+    before = ff("store", "show", "--json").record
+    set_ = ff("store", "gate", "--pct", "70", "--json").record
+    assert (set_["gate_pct"], set_["gate_bytes"], set_["reached"]) == (70, None, 4)
+    after = ff("store", "show", "--json").record
+    assert (after["gate_pct"], after["gate_bytes"], after["behind"]) == (70, before["gate_bytes"], [])
+    assert after["revision"] == set_["revision"] > before["revision"]
+    assert ff("store", "gate").code == 2
+    ff("store", "gate", "--pct", "80")
 
 
 def test_a_hold_is_listed_and_released(ff: FF, key: str) -> None:
@@ -151,7 +178,7 @@ def test_the_doctor_finds_a_partition_that_is_gone_and_repairs_it(bare_ff: FF, v
     assert sick.code == 1
     assert [(row["invariant"], row["id"]) for row in sick.records] == [("partitions_present", "{fp:2}")]
     assert set(sick.records[0]) == {"invariant", "id", "detail"}
-    assert bare_ff("doctor", "--repair", "--url", url).code == 0
+    assert bare_ff("doctor", "--repair", "--yes", "--url", url).code == 0
     assert bare_ff("doctor", "--json", "--url", url).records == []
 
 

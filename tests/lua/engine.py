@@ -21,6 +21,8 @@ from ffcore.backend import StoreConfig
 from ffcore.errors import EngineBug, EngineError, Rejected
 from ffcore.ids import PartitionKey
 from ffcore.policy import ExecutionPolicy, FixedBackoff, RetryPolicy, TimeoutPolicy
+from ffcore.wire import pack_pairs
+from ffengine import check
 from tests.integration.proxy import until
 from tests.lua import invariants
 
@@ -31,19 +33,23 @@ P1 = ids.partition_key(1)
 W0 = ids.partition_key(0, "w")
 TTL = 30_000
 _serial = itertools.count()
+_revisions = itertools.count(1)
+
+
+def on_test_clock(source: str) -> str:
+    """`shared/clock.lua` with its one door for time reading a key that tests write."""
+    real = 'redis.call("TIME")'
+    assert source.count(real) == 1, "shared/clock.lua reads the time in one place"
+    return source.replace(
+        real, '(function() local ms = tonumber(redis.call("GET", "ff:test:clock")) '
+        "return { math.floor(ms / 1000), ms % 1000 * 1000 } end)()"
+    )  # fmt: skip
 
 
 @cache
 def library_of() -> Library:
-    """The library with its one door for time reading a key that tests write."""
-    source = (lua_root() / "shared/clock.lua").read_text()
-    real = 'redis.call("TIME")'
-    assert source.count(real) == 1, "shared/clock.lua reads the time in one place"
-    swapped = source.replace(
-        real, '(function() local ms = tonumber(redis.call("GET", "ff:test:clock")) '
-        "return { math.floor(ms / 1000), ms % 1000 * 1000 } end)()"
-    )  # fmt: skip
-    return assemble(replace={"shared/clock.lua": swapped})
+    """The library on the clock of tests."""
+    return assemble(replace={"shared/clock.lua": on_test_clock((lua_root() / "shared/clock.lua").read_text())})
 
 
 async def open_engine(url: str, lib: Library | None = None) -> Engine:
@@ -55,6 +61,20 @@ async def open_engine(url: str, lib: Library | None = None) -> Engine:
     await bare.load_library()
     await bare.initialise(StoreConfig(fp=2))
     return Engine(bare)
+
+
+def told(name: str, values: dict[str, Any], partition: PartitionKey = P0, revision: int | None = None) -> Any:
+    """A record of settings comes to one partition; each time as the next change of the store."""
+    return c.ApplySettingsArgs(
+        partition=partition, name=name, revision=revision or next(_revisions), since=0,
+        values=pack_pairs({name: str(value) for name, value in values.items()}),
+    )  # fmt: skip
+
+
+def lane_told(lane: str = "mail", partition: PartitionKey = P0, **values: Any) -> Any:
+    """The same for a lane. Bounds of count and bytes are those of one partition here."""
+    shared = {name: 2 * values[name] for name in ("count", "bytes") if name in values}
+    return told(f"lane:{lane}", values | shared, partition)
 
 
 def force(args: Any, **fields: Any) -> Any:
@@ -102,7 +122,12 @@ class Engine:
         await self.backend.close()
 
     async def violations(self) -> list[str]:
-        return invariants.violations(await invariants.read_store(self.command))
+        """What is wrong with the store; each time as a checker that has never looked before."""
+        store = await invariants.read_store(self.command)
+        found = await check.violations(
+            self.backend, memory=check.Memory(), partitions=map(PartitionKey, invariants.partitions(store))
+        )
+        return [f"{v.invariant} {v.id}: {v.detail}" for v in found] + invariants.strays(store)
 
     async def fresh(self) -> None:
         """Empty the store within a test (functions stay): for properties over many small stores."""
@@ -307,6 +332,7 @@ Calls = Callable[..., Awaitable[Any]]
 __all__ = [
     "OPERATOR", "P0", "P1", "START_MS", "TTL", "W0", "Calls", "Ear", "Engine", "EngineError", "cancel", "completion",
     "delay",
-    "failure", "fence", "force", "library_of", "missing", "open_engine", "progress", "renewal", "retries", "revoke",
-    "states_of", "timeouts", "unclaim", "wire",
+    "failure", "fence", "force", "lane_told", "library_of", "missing", "on_test_clock", "open_engine", "progress",
+    "renewal", "retries", "revoke",
+    "states_of", "timeouts", "told", "unclaim", "wire",
 ]  # fmt: skip
