@@ -38,8 +38,26 @@ CLAIM_BYTES: Final = 2 << 20
 CAP_SETS_N: Final = 256
 """Live capability sets of one lane and partition."""
 LANES_N: Final = 4096
+"""Lanes in use in one partition; also records of settings."""
+LANE_IDLE_MS: Final = 600_000
+"""A lane without jobs, settings or parked workers is looked at this often, and forgotten."""
+AGED_MAX_S: Final = 7 * 24 * 3600
+"""Seconds one point of priority may be worth in an aged lane: with 201 priorities, some four years."""
 POLICIES_N: Final = 4096
+"""Policies kept once for all executions of a partition; from half of it on, those nobody uses are looked for."""
+POLICY_SWEEP_MS: Final = 600_000
+"""Between two looks for unused policies."""
 HOLDS_N: Final = 64
+HOLD_WHAT_BYTES: Final = 512
+HOLD_REASON_BYTES: Final = 1024
+WORKER_INFO_BYTES: Final = 16 << 10
+"""What a worker tells of itself, and a task's descriptor."""
+GRANT_WORKER_BYTES: Final = 48
+VERSION_MAX: Final = 1_000_000_000
+"""Versions of a task."""
+DIGEST_BYTES: Final = 32
+CATEGORY_BYTES: Final = 64
+"""Failure categories, reasons of an expiry."""
 HEADS_N: Final = 16
 """Queue heads one claim compares."""
 HOLD_SKIPS_N: Final = 8
@@ -53,6 +71,14 @@ RENEWAL_INTERVAL_MAX_MS: Final = 10_000
 SPAN_MAX_MS: Final = 366 * 24 * 3600 * 1000 * 10
 DEDUP_WINDOW_MS: Final = 24 * 3600 * 1000
 RETENTION_MIN_AGE_MS: Final = 60_000
+RETENTION_AGE_MS: Final = 24 * 3600 * 1000
+"""How long what has ended is kept where a lane says nothing else."""
+GATE_PCT: Final = 80
+"""Submits are refused while the server uses this share of its maxmemory; what works goes on up to all of it."""
+GATE_MS: Final = 3_000
+"""How long one look keeps the gate closed; three rounds of a ticker, so that it opens soon after the last one died."""
+FULL_RETRY_MS: Final = 1_000
+"""What a refused submit is told to wait: memory is freed by finishing work, which takes seconds."""
 WAITER_MS: Final = 60_000
 PARK_MS: Final = 5_000
 HAND_BACKS_N: Final = 100
@@ -62,6 +88,8 @@ GRANT_TTL_MAX_MS: Final = 600_000
 OVERDUE_MS: Final = 2_000
 """A partition nobody looked at for this long, with a lease due, gets a grace before leases expire."""
 TICKER_MS: Final = 1_000
+HISTORY_N: Final = 500
+"""Entries of the feed one call of an execution's history looks at."""
 EVENTS_N: Final = 4_096
 """Entries of the partition's event feed; an entry may hold several transitions."""
 ATTEMPTS_N: Final = 100

@@ -34,6 +34,14 @@ from ffcore.contracts.batch import (
     RenewedMany,
     RenewManyArgs,
 )
+from ffcore.contracts.check import (
+    BeyondRepair,
+    CheckArgs,
+    Checked,
+    NothingWrong,
+    RepairArgs,
+    Repaired,
+)
 from ffcore.contracts.execution import (
     AlreadyTerminal,
     CancelAlreadyTerminal,
@@ -76,7 +84,6 @@ from ffcore.contracts.operator import (
     HoldArgs,
     Holds,
     LaneCounts,
-    LaneStateSet,
     LaneStatsArgs,
     ListedLanes,
     ListHoldsArgs,
@@ -84,9 +91,6 @@ from ffcore.contracts.operator import (
     NotHeld,
     ReleaseArgs,
     ReleasedHold,
-    RetentionSet,
-    SetLaneRetentionArgs,
-    SetLaneStateArgs,
     UnclaimArgs,
     Unclaimed,
 )
@@ -134,6 +138,14 @@ from ffcore.contracts.scheduling import (
     ScanEligibleArgs,
     Unblocked,
     UnblockExecutionArgs,
+)
+from ffcore.contracts.settings import (
+    ApplySettingsArgs,
+    ListSettingsArgs,
+    PutSettingsArgs,
+    Settings,
+    SettingsApplied,
+    SettingsPage,
 )
 from ffcore.contracts.upkeep import (
     Acknowledged,
@@ -208,6 +220,16 @@ class Operations:
         """Extend leases of one partition; an attempt's timeout and the deadline bound the extension."""
         return await self.call(args)
 
+    # ---- check
+
+    async def check(self, args: CheckArgs) -> Checked:
+        """One page of a partition's check; `limit` bounds how long it holds the server."""
+        return await self.call(args)
+
+    async def repair(self, args: RepairArgs) -> Repaired | NothingWrong | BeyondRepair:
+        """Put one violation right, by what the record says; looks again first."""
+        return await self.call(args)
+
     # ---- execution
 
     async def cancel_execution(self, args: CancelExecutionArgs) -> Cancelled | CancelRequested | CancelAlreadyTerminal:
@@ -278,16 +300,22 @@ class Operations:
     async def release(self, args: ReleaseArgs) -> ReleasedHold | NotHeld:
         return await self.call(args)
 
-    async def set_lane_retention(self, args: SetLaneRetentionArgs) -> RetentionSet:
-        """0 means no bound of that kind; nothing younger than a minute goes. Per partition, like the counts."""
-        return await self.call(args)
-
-    async def set_lane_state(self, args: SetLaneStateArgs) -> LaneStateSet:
-        """active, paused (starts nothing), draining (takes nothing), disabled (neither). One partition's part."""
-        return await self.call(args)
-
     async def unclaim(self, args: UnclaimArgs) -> Unclaimed:
         """Give a claimed job back without an outcome."""
+        return await self.call(args)
+
+    # ---- settings
+
+    async def apply_settings(self, args: ApplySettingsArgs) -> SettingsApplied:
+        """Copy a record to one partition."""
+        return await self.call(args)
+
+    async def list_settings(self, args: ListSettingsArgs) -> SettingsPage:
+        """Records changed after a revision, or the one of a name."""
+        return await self.call(args)
+
+    async def put_settings(self, args: PutSettingsArgs) -> Settings:
+        """Change some values of a record. Partitions hear of it by `apply_settings`."""
         return await self.call(args)
 
     # ---- reads

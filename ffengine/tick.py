@@ -14,9 +14,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from ffcore.backend import Backend, Subscription
+from ffcore.contracts.settings import ListSettingsArgs
 from ffcore.contracts.upkeep import AckOutboxArgs, OutboxRef, OwedRow, TickArgs, Ticked, TickedPartition
-from ffcore.errors import EngineError, Unavailable
+from ffcore.errors import EngineError, Rejected, Unavailable
 from ffcore.ids import PartitionKey
+from ffcore.settings import REGISTRY, catching_up
 
 log = logging.getLogger("flowfabric.ticker")
 
@@ -29,6 +31,8 @@ TOGETHER_S: Final = 0.3
 """Looks that may as well come earlier do, by this much, so that one call serves them all."""
 LIMIT: Final = 100
 """Timers and purges of one call, over all its partitions: some 3 ms of a held server."""
+SETTINGS_N: Final = 50
+"""Records of settings brought to a partition in one round."""
 BACKOFF_S: Final = (0.05, 2.0)
 
 
@@ -40,7 +44,7 @@ row's key and apply it once. Raising leaves the row owed."""
 class _Watch:
     """One partition: when to look, by this process's clock."""
 
-    __slots__ = ("at", "heard_at", "key", "mine", "offset_s", "routine")
+    __slots__ = ("at", "heard_at", "key", "mine", "offset_s", "routine", "settings", "stuck_at")
 
     def __init__(self, key: PartitionKey) -> None:
         self.key, self.at, self.mine, self.offset_s = key, 0.0, False, 0.0
@@ -48,6 +52,10 @@ class _Watch:
         """Nothing is known to be due at that time: the look may as well come earlier, along with others."""
         self.heard_at: float | None = None
         """What a message said while a call was under way, whose answer may be older."""
+        self.settings = 0
+        """Revision up to which it has heard what operators set; of the registry, what there is."""
+        self.stuck_at = -1
+        """The revision of the store at which it refused a record: nothing to try before the next change."""
 
 
 class Ticker:
@@ -122,14 +130,36 @@ class Ticker:
         sent = self._clock()
         answers = await self._backend.call_all(calls)
         took = self._clock() - sent
+        failed: EngineError | None = None
         for answer in answers:
             if not isinstance(answer, Ticked):
-                raise answer
+                failed = answer  # of one node of a cluster: the partitions of the others are looked after all the same
+                continue
             for row in answer.partitions:
                 self._take(row, later, took)
                 if row.owed:
                     await self._pay(row.partition, row.owed)
+        if failed is not None:
+            raise failed
         self.rounds_n += len(calls)
+        await self._bring_settings()
+
+    async def _bring_settings(self) -> None:
+        """Tell partitions of ours what operators have set since they last heard: a fan-out did not reach them."""
+        latest = self._watches[REGISTRY].settings
+        for watch in self._watches.values():
+            if not watch.mine or not watch.key.startswith("{fp:") or not watch.settings < latest != watch.stuck_at:
+                continue
+            page = await self._backend.call(
+                ListSettingsArgs(partition=REGISTRY, after_revision=watch.settings, limit=SETTINGS_N)
+            )
+            for call in catching_up(page.records, watch.key, watch.settings):
+                try:
+                    watch.settings = (await self._backend.call(call)).reached
+                except Rejected as refused:
+                    log.warning("settings of %s stay as they were in %s: %s", call.name, watch.key, refused)
+                    watch.stuck_at = latest
+                    break
 
     async def _pay(self, partition: PartitionKey, rows: list[OwedRow]) -> None:
         """Deliver what a partition owes to others, then acknowledge what was delivered."""
@@ -148,7 +178,7 @@ class Ticker:
 
     def _take(self, row: TickedPartition, later: float, took: float) -> None:
         watch, now = self._watches[row.partition], self._clock()
-        watch.mine = row.mine
+        watch.mine, watch.settings = row.mine, row.settings
         watch.offset_s = row.now_ms / 1000 - now
         self.done_n += row.done + row.reaped
         wait = max(0.0, (row.next_due_ms - row.now_ms) / 1000)

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from ffsdk.outcomes import Cancelled, Completed, Expired, Failed, Outcome, Skipped
     from ffsdk.payload import Payload
     from ffsdk.retry import Retry
+    from ffsdk.settings import LaneSettings, StoreSettings
     from ffsdk.task import Task
     from ffsdk.views import Bulk, Event, Explanation, FanOut, JobInfo, JobStatus, LaneStats, Progress, Reason
     from ffsdk.worker import Worker
@@ -65,6 +66,7 @@ _WHERE = {
     "outcomes": ("Cancelled", "Completed", "Expired", "Failed", "Outcome", "Skipped"),
     "payload": ("Payload",),
     "retry": ("Retry",),
+    "settings": ("LaneSettings", "StoreSettings"),
     "task": ("Task",),
     "views": ("Bulk", "Event", "Explanation", "FanOut", "JobInfo", "JobStatus", "LaneStats", "Progress", "Reason"),
     "worker": ("Worker",),
@@ -75,6 +77,7 @@ __all__ = [
     "App", "Task", "Retry", "Payload", "Context", "Worker",
     "Client", "connect", "sync", "Job", "Outcome", "Completed", "Failed", "Cancelled", "Expired", "Skipped",
     "JobStatus", "JobInfo", "Progress", "Explanation", "Reason", "Event", "LaneStats", "FanOut", "Bulk",
+    "LaneSettings", "StoreSettings",
     "Failure", "Fatal", "RetryAfter", "JobEnded", "JobFailed", "JobCancelled", "JobExpired", "JobSkipped",
     "EngineError", "Rejected", "Unavailable", "EngineBug", "InvalidArgument", "NotInitialised", "Incompatible",
     "NotFound", "StaleLease", "WrongState", "IdempotencyConflict", "InvalidToken", "BudgetExceeded", "AdmissionDenied",

@@ -1,7 +1,6 @@
-"""A lane seen by its operator: pause, resume, drain, and what is in it.
+"""A lane seen by its operator: pause, resume, drain, its order, what it keeps, and what is in it.
 
-A lane's state is kept in every partition, so a change is a fan-out; `FanOut.not_reached` names the partitions that
-still have the old one.
+A lane's settings are a record with a revision and a copy in every partition; see `ffsdk.settings`.
 """
 
 from __future__ import annotations
@@ -9,10 +8,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from ffcore import ids
-from ffcore.errors import NotFound
+from ffcore import checks, ids, limits
+from ffcore.errors import InvalidArgument, NotFound
 from ffcore.ids import LaneId, PartitionKey
-from ffsdk.fanout import ask_all, change_all
+from ffcore.settings import lane_name
+from ffsdk.fanout import ask_all
+from ffsdk.settings import LaneSettings, change, lane_settings
+from ffsdk.times import Duration, span_ms
 from ffsdk.views import FanOut, LaneStats
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ _TERMINAL = ("completed", "failed", "cancelled", "expired", "skipped")
 
 
 class Lane:
-    """One lane, by name; it exists from its first job or its first change of state."""
+    """One lane, by name; it exists from its first job or its first setting."""
 
     def __init__(self, client: Client, name: str) -> None:
         self.name = LaneId(ids.check_name(name, "lane"))
@@ -35,28 +37,53 @@ class Lane:
     def __repr__(self) -> str:
         return f"<Lane {self.name}>"
 
-    async def pause(self) -> FanOut:
-        """Take new work, start none. What runs goes on."""
-        return await self._set("paused")
+    async def pause(self, *, revision: int | None = None) -> FanOut:
+        """Take new work, start none. What runs goes on.
 
-    async def resume(self) -> FanOut:
+        Here and below, `revision`: only if the settings are still those of that revision; else Conflict.
+        """
+        return await self._set(revision, state="paused")
+
+    async def resume(self, *, revision: int | None = None) -> FanOut:
         """Back to normal, from paused, draining or disabled."""
-        return await self._set("active")
+        return await self._set(revision, state="active")
 
-    async def drain(self) -> FanOut:
+    async def drain(self, *, revision: int | None = None) -> FanOut:
         """Start what is there, take no new work: submits are refused, `lane_closed`."""
-        return await self._set("draining")
+        return await self._set(revision, state="draining")
 
-    async def disable(self) -> FanOut:
+    async def disable(self, *, revision: int | None = None) -> FanOut:
         """Neither take new work nor start any."""
-        return await self._set("disabled")
+        return await self._set(revision, state="disabled")
 
-    async def _set(self, state: str) -> FanOut:
-        from ffcore.contracts.operator import SetLaneStateArgs
+    async def aged(self, seconds: int, *, revision: int | None = None) -> FanOut:
+        """Order jobs by how long they have waited, a point of priority being worth so many seconds of it: nothing waits
+        for ever. Fairness keys come first, then that. Jobs in line are moved over by whoever ticks, within seconds."""
+        checks.whole(seconds, "seconds", 1, limits.AGED_MAX_S)
+        return await self._set(revision, aged_s=seconds)
 
-        return await change_all(
-            self._client.backend, lambda p: SetLaneStateArgs(partition=p, lane_id=self.name, state=state)
-        )
+    async def strict(self, *, revision: int | None = None) -> FanOut:
+        """Higher priorities always go first, whatever has waited; the way lanes begin."""
+        return await self._set(revision, aged_s=0)
+
+    async def keep(
+        self, *, age: Duration | None = None, count: int | None = None, bytes: int | None = None,
+        revision: int | None = None,
+    ) -> FanOut:  # fmt: skip
+        """Bound what is kept of ended jobs, in the whole store; 0 is no bound of that kind, None leaves it as it is."""
+        checks.whole(count, "count", 0)
+        checks.whole(bytes, "bytes", 0)
+        given = {"age_ms": None if age is None else span_ms(age, "age"), "count": count, "bytes": bytes}
+        if all(value is None for value in given.values()):
+            raise InvalidArgument("keep what? Give age=, count= or bytes=")
+        return await self._set(revision, **{name: value for name, value in given.items() if value is not None})
+
+    async def settings(self) -> LaneSettings:
+        """What it was told, at which revision, and who has not heard of it yet."""
+        return await lane_settings(self._client.backend, self.name)
+
+    async def _set(self, revision: int | None, **changes: object) -> FanOut:
+        return await change(self._client.backend, lane_name(self.name), changes, revision)
 
     async def stats(self) -> LaneStats:
         """Its numbers, summed over the partitions that answered. NotFound if none knows the lane."""
@@ -125,15 +152,15 @@ class Lane:
 
 
 class LaneNames:
-    """Names of the numbers that stand for lanes in a partition's feed; learnt from one record of each, kept for good
-    (a number never changes its lane)."""
+    """Names of the numbers that stand for lanes in a partition's feed; learnt from a record or the partition's list,
+    kept for good (a number is never given to another lane, also when its own is forgotten)."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._known: dict[tuple[PartitionKey, str], LaneId] = {}
 
     async def of(self, partition: PartitionKey, number: str, uuid: str) -> LaneId | None:
-        """The lane of an execution's feed entry; None if its record is gone and no other told."""
+        """The lane of an execution's feed entry; None if its record is gone and the lane is forgotten."""
         known = self._known.get((partition, number))
         if known is not None:
             return known
@@ -142,7 +169,18 @@ class LaneNames:
 
         try:
             stored = await self._client.backend.call(ReadExecutionArgs(execution_id=ExecutionId(f"{partition}:{uuid}")))
-        except NotFound:
-            return None
-        self._known[partition, stored.fields["lane"]] = stored.lane_id
+        except NotFound:  # purged: the partition still knows the lane, unless that is forgotten too
+            await self._learn(partition)
+        else:
+            self._known[partition, stored.fields["lane"]] = stored.lane_id
         return self._known.get((partition, number))
+
+    async def _learn(self, partition: PartitionKey) -> None:
+        from ffcore.contracts.operator import ListLanesArgs
+
+        after: str | None = None
+        while after != "":
+            asked = ListLanesArgs(partition=partition, after=after, limit=limits.PAGE_MAX_N)
+            page = await self._client.backend.call(asked)
+            self._known.update({(partition, lane.number): lane.lane_id for lane in page.lanes})
+            after = page.cursor

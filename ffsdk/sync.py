@@ -154,6 +154,10 @@ class Lane(_Facade[aio_lanes.Lane]):
     resume = _blocking(aio_lanes.Lane.resume)
     drain = _blocking(aio_lanes.Lane.drain)
     disable = _blocking(aio_lanes.Lane.disable)
+    aged = _blocking(aio_lanes.Lane.aged)
+    strict = _blocking(aio_lanes.Lane.strict)
+    keep = _blocking(aio_lanes.Lane.keep)
+    settings = _blocking(aio_lanes.Lane.settings)
     stats = _blocking(aio_lanes.Lane.stats)
 
 
@@ -254,5 +258,7 @@ class Client(_Facade[aio.Client]):
     cancel_many = _blocking(aio.Client.cancel_many)
     replay_many = _blocking(aio.Client.replay_many)
     purge_many = _blocking(aio.Client.purge_many)
+    gate = _blocking(aio.Client.gate)
+    settings = _blocking(aio.Client.settings)
     hold = _blocking(aio.Client.hold)
     release = _blocking(aio.Client.release)

@@ -111,10 +111,13 @@ class LaneStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FanOut(msgspec.Struct, frozen=True, kw_only=True):
-    """A change that goes to every partition. What was not reached still has the old state: call again."""
+    """A change that goes to every partition. What was not reached still has the old state: call again. (What has a
+    `revision` gets there by itself as soon as a worker or an engine looks after that partition.)"""
 
     reached: list[str]
     not_reached: dict[str, str]
+    revision: int | None = None
+    """Of the record that was changed, where there is one: a lane's settings, the store's."""
 
     @property
     def complete(self) -> bool:

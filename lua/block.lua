@@ -7,7 +7,7 @@ local REASONS = { waiting_for_budget = true, waiting_for_quota = true, waiting_f
   paused_by_operator = true, paused_by_policy = true, paused_by_flow_cancel = true, waiting_for_children = true }
 
 local function block(p, x, reason, detail)
-  if detail ~= "" then record.describe(p, x, "blocking", string.sub(detail, 1, LIMITS.REASON_BYTES)) end
+  if detail ~= "" then record.describe(p, x, "blocking", names.cut(detail, LIMITS.REASON_BYTES)) end
   state.move(p, x, "blocked", reason, "reason", reason, "moved_at", p.now)
 end
 
@@ -77,12 +77,9 @@ define {
     if a.limit < 1 or a.limit > LIMITS.PAGE_MAX_N then return reply.reject("invalid_input", "limit") end
     local lane, ids = lanes.named(p, a.lane_id, false), {}
     if lane then
-      local caps = redis.call("HKEYS", keys.caps(p, lane.no))
-      table.sort(caps)
-      table.insert(caps, 1, "-")
-      local all = {}
-      for i = 1, #caps do
-        local got = redis.call("ZRANGE", keys.queue(p, lane.no, caps[i]), 0, a.limit - 1, "WITHSCORES")
+      local sources, all = queue.sources(p, lane), {}
+      for i = 1, #sources do
+        local got = redis.call("ZRANGE", sources[i][2], 0, a.limit - 1, "WITHSCORES")
         for j = 1, #got, 2 do all[#all + 1] = { tonumber(got[j + 1]), got[j] } end
       end
       table.sort(all, function(l, r) return l[1] < r[1] or (l[1] == r[1] and l[2] < r[2]) end)

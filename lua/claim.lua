@@ -68,7 +68,7 @@ define {
         local sets = queue.served(p, lane, a.capability_sets)
         for c = 0, #sets do
           local cap = sets[c] or "-"
-          if redis.call("EXISTS", keys.queue(p, lane.no, cap)) == 1 then wake.ring(p, lane.no, cap) end
+          if queue.any(p, lane, cap) then wake.ring(p, lane.no, cap) end
         end
       end
     end

@@ -13,8 +13,10 @@ define {
     if not x then return reply.reject("execution_not_found") end
     local full = p.id_prefix .. x.id
     local given = (a.lease_id and 1 or 0) + (a.lease_epoch and 1 or 0) + (a.attempt_id and 1 or 0)
-    if given > 0 and given < 3 then return reply.reject("partial_fence_triple") end
-    if a.grace_ms and (a.grace_ms < 0 or a.grace_ms > LIMITS.SPAN_MAX_MS) then return reply.reject("invalid_grace_ms") end
+    if given > 0 and given < 3 then return reply.reject("partial_fence_triple", "lease_id, lease_epoch and attempt_id: all three or none") end
+    if a.grace_ms and (a.grace_ms < 0 or a.grace_ms > LIMITS.SPAN_MAX_MS) then
+      return reply.reject("invalid_grace_ms", "0 to " .. string.format("%.0f", LIMITS.SPAN_MAX_MS))
+    end
     if state.is_terminal(x.state) then
       if x.state == "cancelled" then
         fence.replayed(p)
@@ -36,7 +38,7 @@ define {
         return { "cancel_requested", full, tonumber(x.cancel_until) }
       end
       local until_ms = p.now + (a.grace_ms or LIMITS.CANCEL_GRACE_MS)
-      record.describe(p, x, "cancel_reason", string.sub(a.reason, 1, LIMITS.REASON_BYTES), "cancelled_by", string.sub(a.source, 1, 64))
+      record.describe(p, x, "cancel_reason", names.cut(a.reason, LIMITS.REASON_BYTES), "cancelled_by", names.cut(a.source, 64))
       record.write(p, x, "cancel_until", until_ms)
       timers.set(p, "cancel_grace", x.id, until_ms)
       events.add(p, x, x.state, x.state, "cancel_requested")
@@ -46,7 +48,7 @@ define {
     local holder = x.state == "active" and record.worker(x) or ""
     -- Whoever asked first said why; a holder that follows the request only carries it out.
     if not x.cancel_until or a.source == "operator_override" then
-      record.describe(p, x, "cancel_reason", string.sub(a.reason, 1, LIMITS.REASON_BYTES), "cancelled_by", string.sub(a.source, 1, 64))
+      record.describe(p, x, "cancel_reason", names.cut(a.reason, LIMITS.REASON_BYTES), "cancelled_by", names.cut(a.source, 64))
     end
     attempt.cancel_now(p, x, a.source, "cancel")
     wake.worker(p, holder, "cancel " .. full)
@@ -91,7 +93,7 @@ define {
 due.on("delay", function(p, id)
   local x = record.load(p, id)
   if x and x.state == "delayed" and tonumber(x.at) <= p.now then
-    state.move(p, x, "ready", "due", "reason", false, "turn", queue.turn(p, x, true))
+    state.move(p, x, "ready", "due", "reason", false, "turn", queue.turn(p, x, true), "eligible_at", p.now)
   end
 end)
 
@@ -156,7 +158,7 @@ define {
   run = function(p, a)
     local x = record.load(p, a.execution_id)
     if not x then return reply.reject("execution_not_found") end
-    if a.expire_reason == "" or #a.expire_reason > 64 or string.find(a.expire_reason, "%c") then return reply.reject("invalid_input", "expire_reason") end
+    if a.expire_reason == "" or #a.expire_reason > LIMITS.CATEGORY_BYTES or string.find(a.expire_reason, "%c") then return reply.reject("invalid_input", "expire_reason") end
     if state.is_terminal(x.state) then return { "already_terminal" } end
     if a.expire_reason == "attempt_timeout" then
       if x.state ~= "active" then return reply.reject("no_active_lease", x.state) end
@@ -167,7 +169,8 @@ define {
       return { "expired", p.id_prefix .. x.id }
     end
     local holder = x.state == "active" and record.worker(x) or ""
-    state.finish(p, x, "expired", a.expire_reason)
+    -- As with the deadline: a cancel that was asked for first is what ends it.
+    if not attempt.cancelled_instead(p, x) then state.finish(p, x, "expired", a.expire_reason) end
     wake.worker(p, holder, "cancel " .. p.id_prefix .. x.id)
     return { "expired", p.id_prefix .. x.id }
   end,
@@ -226,9 +229,13 @@ define {
     if not state.is_terminal(x.state) then return reply.reject("execution_not_terminal", x.state) end
     local cap = policy.field(policy.of(p, x), "max_replay_count") or 10
     if record.number(x, "replays") >= cap then return reply.reject("max_replays_exhausted", cap) end
+    local logged = redis.call("LRANGE", keys.attempts(p, x.id), -1, -1)[1]
     if x.result_kept then redis.call("UNLINK", keys.result(p, x.id)) end
     if x.detail then redis.call("HDEL", keys.detail(p, x.id), "reason", "category", "traceback", "cancel_reason", "cancelled_by", "progress") end
-    if x.attempt and x.attempt ~= "-1" then attempt.close(p, x, ENDED[x.state] or "ended_failure", "replayed") end
+    -- The last attempt is logged now, unless it was when its lease ended (a retry, a lost lease) and the end came later.
+    if x.attempt and x.attempt ~= "-1" and not (logged and string.match(logged, "^%S+") == x.attempt) then
+      attempt.close(p, x, ENDED[x.state] or "ended_failure", "replayed")
+    end
     -- What it kept is kept no longer; its next end counts it anew.
     local lane = lanes.of(p, x.lane)
     if lane.bytes and x.size then
@@ -238,7 +245,7 @@ define {
     local deadline = x.deadline_ms and p.now + tonumber(x.deadline_ms)
     if deadline then timers.set(p, "deadline", x.id, deadline) end
     state.move(p, x, "ready", "replay " .. a.mode, "next", "replay", "replays", record.number(x, "replays") + 1, "run", record.number(x, "run") + 1,
-      "turn", queue.turn(p, x, true), "deadline_at", deadline or false, "result", false, "result_kept", false, "result_encoding", false,
+      "turn", queue.turn(p, x, true), "eligible_at", p.now, "deadline_at", deadline or false, "result", false, "result_kept", false, "result_encoding", false,
       "retries", false, "crashes", false, "unseen", false, "hand_backs", false, "ended_by", false, "progress", false,
       "attempt_deadline_at", false, "attempt_left_ms", false, "size", false, "moved_at", p.now)
     return { "replayed", "waiting" }

@@ -10,12 +10,12 @@ local function check_names(p, a)
   if not names.is_name(a.namespace) then return reply.reject("invalid_input", "namespace") end
   if a.priority < LIMITS.PRIORITY_MIN or a.priority > LIMITS.PRIORITY_MAX then return reply.reject("invalid_input", "priority") end
   if #a.creator_identity > LIMITS.KEY_BYTES then return reply.reject("invalid_input", "creator_identity") end
-  if a.version < 1 or a.version > 1000000000 then return reply.reject("invalid_input", "version") end
+  if a.version < 1 or a.version > LIMITS.VERSION_MAX then return reply.reject("invalid_input", "version") end
   if a.payload_encoding and #a.payload_encoding > LIMITS.NAME_BYTES then return reply.reject("invalid_input", "payload_encoding") end
 end
 
 -- A digest stands in the record and in the tombstone: 16 bytes of ours, and never more than twice that.
-local function bad_digest(digest) return digest == "" or #digest > 32 end
+local function bad_digest(digest) return digest == "" or #digest > LIMITS.DIGEST_BYTES end
 
 -- What is the same for every execution of a call: names, policy, times. A refusal, or the plan.
 local function plan_of(p, a)
@@ -24,7 +24,7 @@ local function plan_of(p, a)
   local plan = { priority = a.priority, due = a.delay_until, deadline = a.execution_deadline_at }
   if a.policy then
     local pol = policy.decode(a.policy)
-    if not pol then return reply.reject("invalid_policy_json") end
+    if not pol then return reply.reject("invalid_policy_json", "an object with the fields of ExecutionPolicy, each within its bounds") end
     plan.tokens = policy.field(policy.field(pol, "routing_requirements"), "required_capabilities")
     if plan.tokens then
       if type(plan.tokens) ~= "table" or #plan.tokens > LIMITS.CAPABILITIES_N then return reply.reject("invalid_capabilities", "required") end
@@ -54,7 +54,7 @@ end
 -- Writes of the plan that later executions share: the lane, its capability set, the policy.
 local function open_plan(p, a, plan)
   local lane = lanes.named(p, a.lane_id, true)
-  if not lane then return reply.reject("too_many_names", "lanes") end
+  if not lane then return reply.reject("too_many_names", LIMITS.LANES_N .. " lanes are in use here; one that is idle for ten minutes is forgotten") end
   plan.lane = lane
   if plan.tokens and #plan.tokens > 0 then
     plan.cap = queue.capability_set(p, lane, plan.tokens)
@@ -99,6 +99,7 @@ local function shared_fields(p, a, plan)
       rare = rare or record.is_rare(name)
     end
   end
+  also("schema", record.SCHEMA > 1 and record.SCHEMA .. "")
   also("lane", plan.lane.no)
   also("task", a.execution_kind)
   also("created_at", record.text(p, p.now))
@@ -172,13 +173,14 @@ define {
               "digest:blob", "version:int", "fairness_key:str?" },
   returns = { "created", "duplicate" },
   errors  = { "invalid_input", "invalid_tag_key", "invalid_policy_json", "invalid_capabilities", "payload_too_large",
-              "idempotency_conflict", "lane_closed", "too_many_names" },
+              "idempotency_conflict", "lane_closed", "too_many_names", "store_full" },
   flags   = {},   -- refused over maxmemory: it admits new work
   run = function(p, a)
     local refusal, plan = plan_of(p, a)
     local known = existing(p, a.execution_id, a.digest)
     if known == "duplicate" then return { "duplicate", p.id_prefix .. a.execution_id } end
     if known then return reply.reject(known, p.id_prefix .. a.execution_id) end
+    refusal = refusal or partition.full(p)
     if refusal then return refusal end
     if bad_digest(a.digest) then return reply.reject("invalid_input", "digest") end
     if #a.input_payload > LIMITS.PAYLOAD_BYTES then return reply.reject("payload_too_large", #a.input_payload) end
@@ -204,6 +206,7 @@ define {
   flags   = {},
   run = function(p, a)
     local unfit, plan = plan_of(p, a)
+    unfit = unfit or partition.full(p)
     local items, opened = {}, false
     for i = 1, #a.items do
       local row = a.items[i]

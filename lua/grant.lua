@@ -23,7 +23,7 @@ end
 
 local function check_grant(a)
   if a.grant_ttl_ms < 1 or a.grant_ttl_ms > LIMITS.GRANT_TTL_MAX_MS then return reply.reject("invalid_input", "grant_ttl_ms") end
-  if a.worker_id == "" or #a.worker_id > 48 or string.find(a.worker_id, "[%c%s]") then return reply.reject("invalid_input", "worker_id") end
+  if a.worker_id == "" or #a.worker_id > LIMITS.GRANT_WORKER_BYTES or string.find(a.worker_id, "[%c%s]") then return reply.reject("invalid_input", "worker_id") end
   if type(a.worker_capabilities) ~= "table" or #a.worker_capabilities > LIMITS.CAPABILITIES_N then return reply.reject("invalid_capabilities", "worker") end
 end
 
@@ -154,7 +154,7 @@ local function take(p, a, resumed)
     return nil, reply.reject("execution_not_leaseable", x.state)
   end
   if resumed and x.next ~= "resumed" then return nil, reply.reject("not_a_resumed_execution", x.next) end
-  if not resumed and x.next == "resumed" then return nil, reply.reject("use_claim_resumed_execution") end
+  if not resumed and x.next == "resumed" then return nil, reply.reject("use_claim_resumed_execution", "its attempt " .. (x.attempt or "0") .. " goes on") end
   local worker, until_ms = split(x)
   if worker ~= a.worker_id then return nil, reply.reject("invalid_claim_grant", "of another worker") end
   if tonumber(until_ms) <= p.now then return nil, reply.reject("claim_grant_expired", until_ms) end

@@ -1,7 +1,7 @@
 -- hold.lua -- stop work of one task, or with one tag, from starting; let it go again.
 
 local function check(a)
-  if not (string.find(a.what, "^task:[^%c%s{}]+$") or string.find(a.what, "^tag:[a-z][a-z0-9_]*%.[%w_.%-]+=.*$")) or #a.what > 512 then
+  if not (string.find(a.what, "^task:[^%c%s{}\128-\255]+$") or string.find(a.what, "^tag:[a-z][a-z0-9_]*%.[%w_.%-]+=.*$")) or #a.what > LIMITS.HOLD_WHAT_BYTES then
     return reply.reject("invalid_input", "what is task:<name> or tag:<key>=<value>")
   end
 end
@@ -18,8 +18,9 @@ define {
     local key = keys.holds(p)
     if redis.call("HEXISTS", key, a.what) == 1 then return { "already_held" } end
     if p.holds_n >= LIMITS.HOLDS_N then return reply.reject("too_many_names", "holds") end
-    redis.call("HSET", key, a.what, string.sub(a.reason, 1, 1024))
+    redis.call("HSET", key, a.what, names.cut(a.reason, LIMITS.HOLD_REASON_BYTES))
     lanes.note(p, "holds", p.holds_n + 1)
+    partition.mark_rare(p)
     events.note(p, "hold " .. a.what)
     return { "held" }
   end,

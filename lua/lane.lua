@@ -1,55 +1,10 @@
--- lane.lua -- lanes seen by people: state, counts, retention.
---
--- active: everything. paused: takes work, starts none. draining: starts work, takes none. disabled: neither.
+-- lane.lua -- lanes seen by people: names, states, counts. What they are told is settings.lua.
 
-local STATES = { active = true, paused = true, draining = true, disabled = true }
-
-define {
-  name    = "ff_set_lane_state",
-  args    = { "lane_id:str", "state:str" },
-  returns = { "lane_set" },
-  errors  = { "invalid_input", "too_many_names" },
-  flags   = { "allow-oom" },
-  run = function(p, a)
-    if not STATES[a.state] then return reply.reject("invalid_input", "state") end
-    if not names.is_lane(a.lane_id) then return reply.reject("invalid_input", "lane_id") end
-    local lane = lanes.named(p, a.lane_id, true)
-    if not lane then return reply.reject("too_many_names", "lanes") end
-    local before = lane.state
-    if before ~= a.state then
-      lane.state = a.state
-      lanes.note(p, "s" .. lane.no, a.state)
-      events.note(p, "lane " .. a.lane_id .. " " .. before .. " " .. a.state)
-      if a.state == "active" or a.state == "draining" then
-        for _ = 1, LIMITS.HEADS_N do wake.ring(p, lane.no, "-") end
-      end
-    end
-    return { "lane_set", before, a.state }
-  end,
-}
-
--- How long a lane keeps what has ended: by age, by count, by bytes (0: no limit of that kind). Bytes are
--- counted from the moment a byte limit is set.
-define {
-  name    = "ff_set_lane_retention",
-  args    = { "lane_id:str", "age_ms:int", "count:int", "bytes:int" },
-  returns = { "retention_set" },
-  errors  = { "invalid_input", "too_many_names" },
-  flags   = { "allow-oom" },
-  run = function(p, a)
-    if not names.is_lane(a.lane_id) then return reply.reject("invalid_input", "lane_id") end
-    if a.age_ms < 0 or a.count < 0 or a.bytes < 0 or a.age_ms > LIMITS.SPAN_MAX_MS then return reply.reject("invalid_input", "retention") end
-    local lane = lanes.named(p, a.lane_id, true)
-    if not lane then return reply.reject("too_many_names", "lanes") end
-    lanes.note(p, "r" .. lane.no, string.format("%.0f %.0f %.0f", a.age_ms, a.count, a.bytes))
-    -- A counter that exists is kept up by every end of an execution; without a limit there is none.
-    -- Once there is one it stays, limit or not: records say what they added, and taking that off a counter that
-    -- began anew would make it fall short.
-    if a.bytes > 0 then redis.call("HSETNX", p.key, "y" .. lane.no, 0) end
-    timers.reap(p, "lane", lane.no, p.now)
-    return { "retention_set" }
-  end,
-}
+-- A lane's queues are being ordered anew: the next piece.
+due.on("order", function(p, no)
+  local lane = lanes.of(p, no)
+  if lane.moving and not queue.move_over(p, lane, LIMITS.ROWS_N) then timers.set(p, "order", no, p.now) end
+end)
 
 define {
   name    = "ff_list_lanes",
@@ -65,7 +20,10 @@ define {
     end
     table.sort(names)
     local page = {}
-    for i = 1, math.min(#names, a.limit) do page[i] = { names[i], lanes.named(p, names[i], false).state } end
+    for i = 1, math.min(#names, a.limit) do
+      local lane = lanes.named(p, names[i], false)
+      page[i] = { names[i], lane.state, tostring(lane.no) }
+    end
     return { "lanes", page, #names > a.limit and page[#page][1] or "" }
   end,
 }
@@ -80,12 +38,9 @@ define {
   run = function(p, a)
     local lane = lanes.named(p, a.lane_id, false)
     if not lane then return reply.reject("lane_not_found", a.lane_id) end
-    local caps = redis.call("HKEYS", keys.caps(p, lane.no))
-    table.sort(caps)
-    table.insert(caps, 1, "-")
-    local ready, oldest = 0, 0
-    for i = 1, #caps do
-      local key = keys.queue(p, lane.no, caps[i])
+    local sources, ready, oldest = queue.sources(p, lane), 0, 0
+    for i = 1, #sources do
+      local key = sources[i][2]
       ready = ready + redis.call("ZCARD", key)
       local head = redis.call("ZRANGE", key, 0, 0)[1]
       local created = head and tonumber(redis.call("HGET", keys.core(p, head), "c") or "0") or 0

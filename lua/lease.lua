@@ -27,7 +27,7 @@ define {
   flags   = { "allow-oom" },
   run = function(p, a)
     local x = record.load(p, a.execution_id)
-    if not a.fence then return x and reply.reject("fence_required") or reply.reject("execution_not_found") end
+    if not a.fence then return x and reply.reject("fence_required", "send lease_id, lease_epoch and attempt_id") or reply.reject("execution_not_found") end
     if bad_ttl(a.lease_ttl_ms) then return reply.reject("invalid_input", "lease_ttl_ms") end
     local expires, refusal = renew(p, x, a.fence, a.lease_ttl_ms)
     if refusal then return refusal end
@@ -97,7 +97,7 @@ define {
     if a.worker_instance_id ~= "" and a.worker_instance_id ~= holder then return reply.reject("stale_lease", holder) end
     local lease_id, epoch = x.lease_id, x.lease_epoch
     if attempt.cancelled_instead(p, x) then return { "revoked", lease_id, epoch } end
-    attempt.interrupt(p, x, "revoked", "revoked " .. string.sub(a.reason, 1, 200), record.number(x, "crashes"), record.number(x, "unseen"))
+    attempt.interrupt(p, x, "revoked", "revoked " .. names.cut(a.reason, 200), record.number(x, "crashes"), record.number(x, "unseen"))
     wake.worker(p, holder, "revoked " .. p.id_prefix .. x.id)
     return { "revoked", lease_id, epoch }
   end,

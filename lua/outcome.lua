@@ -45,14 +45,14 @@ define {
     local given
     if a.retry_policy_json ~= "" then
       given = policy.decode(a.retry_policy_json)
-      if not given then return reply.reject("invalid_policy_json") end
+      if not given then return reply.reject("invalid_policy_json", "retry_policy_json") end
     end
     if a.next_attempt_policy_json ~= "" then return reply.reject("unsupported_policy", "next_attempt_policy_json") end
-    if a.failure_category == "" or #a.failure_category > 64 or string.find(a.failure_category, "[%c%s]") then
+    if a.failure_category == "" or #a.failure_category > LIMITS.CATEGORY_BYTES or string.find(a.failure_category, "[%c%s]") then
       return reply.reject("invalid_input", "failure_category")
     end
     if a.retry_after_ms and (a.retry_after_ms < 0 or a.retry_after_ms > LIMITS.SPAN_MAX_MS) then return reply.reject("invalid_input", "retry_after_ms") end
-    local led_to = attempt.fail(p, x, a.failure_reason, a.failure_category, string.sub(a.failure_detail, 1, LIMITS.REASON_BYTES),
+    local led_to = attempt.fail(p, x, a.failure_reason, a.failure_category, names.cut(a.failure_detail, LIMITS.REASON_BYTES),
       a.retry_after_ms, given, "fail")
     if led_to == "delayed" then return { "retry_scheduled", tonumber(x.at), record.number(x, "attempt") + 1, 0 } end
     return { "terminal_failed", 0 }
@@ -73,7 +73,7 @@ define {
     if a.progress_pct and (a.progress_pct < 0 or a.progress_pct > 100) then return reply.reject("invalid_input", "progress_pct") end
     fence.heard(p, x)
     if a.progress_pct then record.write(p, x, "progress", a.progress_pct) end
-    if a.progress_message then record.describe(p, x, "progress", string.sub(a.progress_message, 1, LIMITS.REASON_BYTES)) end
+    if a.progress_message then record.describe(p, x, "progress", names.cut(a.progress_message, LIMITS.REASON_BYTES)) end
     return { "updated" }
   end,
 }

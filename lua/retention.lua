@@ -5,7 +5,7 @@
 -- nothing. By age, count and bytes per lane, oldest first.
 
 local OUTCOMES = { "completed", "failed", "cancelled", "expired", "skipped" }
-local DEFAULT_AGE_MS = 24 * 3600 * 1000
+local LIVE = { "granted", "delayed", "blocked", "suspended" }
 
 -- Remove one terminal record and everything that hangs on it.
 local function forget(p, x)
@@ -40,7 +40,7 @@ end
 local function settings(p, lane_no)
   local text = redis.call("HGET", p.key, "r" .. lane_no)
   local age, count, bytes = string.match(text or "", "^(%d+) (%d+) (%d+)$")
-  return tonumber(age or DEFAULT_AGE_MS), tonumber(count or "0"), tonumber(bytes or "0")
+  return tonumber(age or LIMITS.RETENTION_AGE_MS), tonumber(count or "0"), tonumber(bytes or "0")
 end
 
 local function total(p, lane_no)
@@ -85,16 +85,63 @@ reap.on("lane", function(p, lane_no, limit)
   return gone
 end)
 
+-- Whether a lane says nothing any more: no job in any state, no setting of its own, nobody parked.
+local function is_idle(p, lane)
+  if lane.active > 0 or lane.moving or lane.aged or lane.state ~= "active" then return false end
+  if redis.call("ZCOUNT", keys.park(p, lane.no, "-"), p.now, "+inf") > 0 then return false end
+  local age, count, bytes = settings(p, lane.no)
+  if age ~= LIMITS.RETENTION_AGE_MS or count > 0 or bytes > 0 or total(p, lane.no) > 0 then return false end
+  for i = 1, #LIVE do if redis.call("EXISTS", keys.index(p, lane.no, LIVE[i])) == 1 then return false end end
+  local sources = queue.sources(p, lane)
+  for i = 1, #sources do if redis.call("EXISTS", sources[i][2]) == 1 then return false end end
+  return true
+end
+
+-- Forget a lane that is idle: its rows, its words in the header, and the sets its jobs left. Its number is not given
+-- again, because the feed may still name it.
+local function forget_lane(p, lane)
+  local no, name = lane.no, lanes.name(p, lane.no)
+  local known, left = redis.call("HKEYS", keys.caps(p, no)), { keys.caps(p, no), keys.strays(p, no), keys.park(p, no, "-") }
+  local strays = redis.call("ZRANGE", keys.strays(p, no), 0, -1)
+  for i = 1, #known do left[#left + 1] = keys.park(p, no, known[i]) end
+  for i = 1, #strays do left[#left + 1] = keys.park(p, no, strays[i]) end
+  if lane.keyed then for b = 0, LIMITS.PRIORITY_MAX - LIMITS.PRIORITY_MIN do left[#left + 1] = keys.turns(p, no, b) end end
+  for i = 1, #left do redis.call("UNLINK", left[i]) end
+  redis.call("HDEL", keys.lanes(p), name, "#" .. no)
+  redis.call("HDEL", p.key, "s" .. no, "f" .. no, "k" .. no, "c" .. no, "a" .. no, "r" .. no, "y" .. no, "w" .. no, "e" .. no)
+  timers.unreap(p, "lane", no)
+  p.lanes[no], p.lane_numbers[name] = nil, nil
+end
+
+reap.on("idle", function(p, no)
+  partition.flush(p)   -- so that what the store says is all there is
+  local lane = lanes.of(p, no)
+  if lanes.name(p, no) == "" then return 1 end
+  if is_idle(p, lane) then
+    forget_lane(p, lane)
+    return 1
+  end
+  -- Those who died parked under sets no job required.
+  local dead = redis.call("ZRANGE", keys.strays(p, no), "-inf", p.now, "BYSCORE", "LIMIT", 0, LIMITS.ROWS_N)
+  for i = 1, #dead do
+    -- One that jobs require by now is refreshed no more: whoever is parked under it lives, and the table leads there.
+    if redis.call("HEXISTS", keys.caps(p, no), dead[i]) == 0 then redis.call("UNLINK", keys.park(p, no, dead[i])) end
+    redis.call("ZREM", keys.strays(p, no), dead[i])
+  end
+  timers.reap(p, "idle", no, p.now + LIMITS.LANE_IDLE_MS)
+  return 1
+end)
+
 reap.on("tomb", function(p, bucket)
   local key, soonest = keys.tombs(p, bucket), nil
   local flat = redis.call("HGETALL", key)
-  for i = 1, math.min(#flat, 2000), 2 do
+  for i = 1, math.min(#flat, 2 * LIMITS.PAGE_MAX_N), 2 do
     local until_ms = tonumber(string.match(flat[i + 1], "^(%d+) ")) or 0
     if until_ms < p.now then redis.call("HDEL", key, flat[i])
     elseif not soonest or until_ms < soonest then soonest = until_ms end
   end
-  if #flat > 2000 then soonest = soonest or p.now end   -- more than one look covers
-  if soonest then timers.reap(p, "tomb", bucket, math.max(soonest, p.now + 60000)) end
+  if #flat > 2 * LIMITS.PAGE_MAX_N then soonest = soonest or p.now end   -- more than one look covers
+  if soonest then timers.reap(p, "tomb", bucket, math.max(soonest, p.now + LIMITS.RETENTION_MIN_AGE_MS)) end
   return #flat / 2
 end)
 

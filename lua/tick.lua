@@ -28,11 +28,42 @@ local function soonest(key)
   return tonumber(head[2])
 end
 
+-- What the server says of its memory, asked at most once a second: used, and its maxmemory (0: none). A cache, never
+-- state. A store that does not say (memory://) has no limit.
+local asked_at, used, most = -1, 0, 0
+local function memory(p)
+  if asked_at < 0 or math.abs(p.server_ms - asked_at) >= LIMITS.TICKER_MS then
+    local info = redis.pcall("INFO", "memory")
+    if type(info) ~= "string" then info = "" end
+    used = tonumber(string.match(info, "used_memory:(%d+)")) or 0
+    most = tonumber(string.match(info, "maxmemory:(%d+)")) or 0
+    asked_at = p.server_ms
+  end
+  return used, most
+end
+
+-- Above the high-water mark nothing that admits new work is taken. The gate closes for GATE_MS at a time: when nobody
+-- ticks any more, it opens by itself.
+local function watch_memory(p, mark)
+  local pct, bytes = string.match(mark or "", "^(%d+) (%d+)$")
+  pct, bytes = tonumber(pct or LIMITS.GATE_PCT), tonumber(bytes or "0")
+  local now_used, limit = memory(p)
+  if limit > 0 and pct > 0 and now_used >= limit / 100 * pct or bytes > 0 and now_used >= bytes then
+    p.gate_until = p.now + LIMITS.GATE_MS
+    lanes.note(p, "gate_until", p.gate_until)
+    partition.mark_rare(p)
+  elseif p.gate_until > p.now then
+    p.gate_until = 0
+    lanes.note(p, "gate_until", 0)
+  end
+end
+
 -- One partition. `force` ticks it whoever its ticker is.
 local function tick(p, a, limit)
-  local ticker = redis.call("HGET", p.key, "ticker")
+  local head = redis.call("HMGET", p.key, "ticker", "settings", "gate")
+  local ticker, revision = head[1], tonumber(head[2] or "0")
   if ticker and ticker ~= a.ticker and p.ticker_until > p.now and not a.force then
-    return { p.tag, 0, 0, 0, p.ticker_until, p.now, {} }
+    return { p.tag, 0, 0, 0, p.ticker_until, p.now, {}, revision }
   end
   steady_clock(p)
   p.touched = true
@@ -41,6 +72,8 @@ local function tick(p, a, limit)
   partition.flush(p)
   local reaped = reap.run(p, limit)
   if ticker ~= a.ticker then lanes.note(p, "ticker", a.ticker) end
+  if string.sub(p.tag, 1, 4) == "{fp:" then watch_memory(p, head[3]) end
+  partition.sweep_rare(p)
   partition.flush(p)
   lanes.note(p, "ticker_until", p.now + LIMITS.TICKER_MS)
   local next_due = p.now + LIMITS.TICKER_MS
@@ -49,7 +82,7 @@ local function tick(p, a, limit)
   if l and l < next_due then next_due = math.max(l, p.now) end
   if t and t < next_due then next_due = math.max(t, p.now) end
   if r and r < next_due then next_due = math.max(r, p.now) end
-  return { p.tag, 1, done, reaped, next_due, p.now, p.owed or {} }
+  return { p.tag, 1, done, reaped, next_due, p.now, p.owed or {}, revision }
 end
 
 define {

@@ -88,22 +88,6 @@ local function read_cursor(text)
   return lane and { lane = lane, word = word, score = score, id = id } or nil
 end
 
--- Members of one index behind a position, newest first. Any number of jobs may share one instant, and the one the
--- cursor names may have moved on meanwhile: its place among those of its score is found by halving.
-local function page_of(key, cursor, want)
-  local start = 0
-  if cursor then
-    local above = redis.call("ZCOUNT", key, "(" .. cursor.score, "+inf")
-    local beyond = above + redis.call("ZCOUNT", key, cursor.score, cursor.score)
-    while above < beyond do
-      local middle = math.floor((above + beyond) / 2)
-      if redis.call("ZRANGE", key, middle, middle, "REV")[1] >= cursor.id then above = middle + 1 else beyond = middle end
-    end
-    start = above
-  end
-  return redis.call("ZRANGE", key, start, start + want - 1, "REV", "WITHSCORES")
-end
-
 local function has_tag(p, x, wanted)
   local tags = record.tags(p, x)
   for i = 1, #tags, 2 do if tags[i] .. "=" .. tags[i + 1] == wanted then return true end end
@@ -130,8 +114,7 @@ define {
       local lane = lanes.named(p, a.lane_id, false)
       if lane then numbers[1] = lane.no end
     else
-      local n = tonumber(redis.call("HGET", keys.lanes(p), "#") or "0")
-      for i = 1, n do numbers[i] = tostring(i) end
+      numbers = lanes.numbers(p)
     end
     local out, looked, last = {}, 0, nil
     for l = 1, #numbers do
@@ -140,24 +123,27 @@ define {
         for w = 1, #WORDS do
           if #a.states == 0 or wanted[WORDS[w]] then
             if WORDS[w] == "ready" then
-              local caps = redis.call("HKEYS", keys.caps(p, numbers[l]))
-              table.sort(caps)
-              table.insert(caps, 1, "-")
-              for c = 1, #caps do sources[#sources + 1] = { "ready:" .. caps[c], keys.queue(p, numbers[l], caps[c]) } end
+              local ready = queue.sources(p, lanes.of(p, numbers[l]))
+              for c = 1, #ready do sources[#sources + 1] = { ready[c][3], ready[c][2] } end
             else
               sources[#sources + 1] = { WORDS[w], WORDS[w] == "active" and keys.leases(p) or keys.index(p, numbers[l], WORDS[w]) }
             end
           end
         end
-        local reached = not cursor or cursor.lane ~= numbers[l]
+        -- A place that is gone meanwhile (an order that was left, a capability set) lets the lane begin anew.
+        local reached = true
+        if cursor and cursor.lane == numbers[l] then
+          for s = 1, #sources do if sources[s][1] == cursor.word then reached = false end end
+        end
         for s = 1, #sources do
           local here = cursor and cursor.lane == numbers[l] and cursor.word == sources[s][1] and cursor or nil
           reached = reached or here ~= nil
           if reached then
-            -- A filter may drop any number of members: look at as many as one call may, or the rest of this
-            -- source would be passed over.
-            local want = (a.tag or a.namespace) and LIMITS.PAGE_MAX_N - looked + 1 or a.limit - #out + 1
-            local got = page_of(sources[s][2], here, want)
+            -- A filter may drop any number of members (what runs is one index for all lanes): look at as many as one
+            -- call may, or the rest of this source would be passed over.
+            local filtered = a.tag or a.namespace or sources[s][1] == "active"
+            local want = filtered and LIMITS.PAGE_MAX_N - looked + 1 or a.limit - #out + 1
+            local got = walk.page(sources[s][2], here, want)
             for i = 1, #got, 2 do
               if #out >= a.limit or looked >= LIMITS.PAGE_MAX_N then return { "page", out, last or "" } end
               looked = looked + 1
@@ -177,7 +163,8 @@ define {
   end,
 }
 
--- The lease and state history of one execution, from the feed, oldest first, as far as it is kept.
+-- The lease and state history of one execution, from the feed, oldest first, as far as it is kept. One call looks at
+-- HISTORY_N entries, from the one the execution was created in: a page may be short or empty and have a successor.
 define {
   name    = "ff_execution_history",
   args    = { "execution_id:id", "after:str?", "limit:int" },
@@ -187,41 +174,54 @@ define {
   run = function(p, a)
     if a.limit < 1 or a.limit > LIMITS.PAGE_MAX_N then return reply.reject("invalid_input", "limit") end
     if a.after and not string.find(a.after, "^%d+%-%d+$") then return reply.reject("invalid_input", "after") end
-    local from = a.after and "(" .. a.after or "-"
-    local got = redis.call("XRANGE", keys.events(p), from, "+", "COUNT", LIMITS.EVENTS_N)
-    local out, last = {}, a.after or ""
+    local from = a.after and "(" .. a.after
+    if not from then
+      local x = record.load(p, a.execution_id)
+      from = x and x.created_at or "-"
+    end
+    local got = redis.call("XRANGE", keys.events(p), from, "+", "COUNT", LIMITS.HISTORY_N)
+    local out, last, more = {}, a.after or "", #got == LIMITS.HISTORY_N
     for i = 1, #got do
       local fields = got[i][2]
       for f = 1, #fields, 2 do
         if fields[f] == "e" and string.sub(fields[f + 1], 1, 36) == a.execution_id then out[#out + 1] = { got[i][1], fields[f + 1] } end
       end
       last = got[i][1]
-      if #out >= a.limit then break end
+      if #out >= a.limit then
+        more = more or i < #got
+        break
+      end
     end
-    return { "history", out, last }
+    return { "history", out, last, more and 1 or 0 }
   end,
 }
 
--- Executions of this partition whose lease has run out and was not swept yet, or all leases, soonest first.
+-- Executions of this partition whose lease has run out and was not swept yet, or all leases, soonest first. A page may
+-- be short or empty and still have a cursor: one call looks at a bounded number of records.
 define {
   name    = "ff_list_leases",
-  args    = { "lane_id:str?", "expired_only:bool", "limit:int" },
+  args    = { "lane_id:str?", "expired_only:bool", "limit:int", "cursor:str?" },
   returns = { "leases" },
-  errors  = { "invalid_input" },
+  errors  = { "invalid_input", "invalid_offset" },
   flags   = { "no-writes" },
   run = function(p, a)
     if a.limit < 1 or a.limit > LIMITS.PAGE_MAX_N then return reply.reject("invalid_input", "limit") end
+    local score, id = string.match(a.cursor or "", "^(%d+) (%S+)$")
+    if a.cursor and not score then return reply.reject("invalid_offset", "cursor: pass what the page before answered") end
     local lane = a.lane_id and lanes.named(p, a.lane_id, false)
-    local rows = {}
-    local got = redis.call("ZRANGE", keys.leases(p), "-inf", a.expired_only and p.now or "+inf", "BYSCORE", "LIMIT", 0, LIMITS.PAGE_MAX_N)
-    for i = 1, #got do
-      local x = #rows < a.limit and record.load(p, got[i])
+    local rows, last = {}, nil
+    local got = walk.page(keys.leases(p), score and { score = score, id = id }, LIMITS.PAGE_MAX_N, true)
+    for i = 1, #got, 2 do
+      if a.expired_only and tonumber(got[i + 1]) > p.now then return { "leases", rows, p.now, "" } end
+      if #rows == a.limit then return { "leases", rows, p.now, last } end
+      last = got[i + 1] .. " " .. got[i]
+      local x = record.load(p, got[i])
       if x and x.state == "active" and (not a.lane_id or (lane and x.lane == lane.no)) then
         rows[#rows + 1] = { p.id_prefix .. x.id, lanes.name(p, x.lane), record.worker(x), x.lease_id, record.number(x, "lease_epoch"),
           record.number(x, "attempt"), record.number(x, "at"), x.heard == x.lease_epoch and 1 or 0 }
       end
     end
-    return { "leases", rows, p.now }
+    return { "leases", rows, p.now, #got == 2 * LIMITS.PAGE_MAX_N and last or "" }
   end,
 }
 

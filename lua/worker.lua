@@ -13,7 +13,7 @@ define {
     if not names.is_instance(a.worker_instance_id) then
       return reply.reject("invalid_input", "worker_instance_id")
     end
-    if #a.info > 16384 then return reply.reject("invalid_input", "info") end
+    if #a.info > LIMITS.WORKER_INFO_BYTES then return reply.reject("invalid_input", "info") end
     if a.ttl_ms < 0 or a.ttl_ms > LIMITS.LEASE_TTL_MAX_MS then return reply.reject("invalid_input", "ttl_ms") end
     if a.ttl_ms == 0 then   -- leaving
       redis.call("ZREM", keys.workers(p), a.worker_instance_id)
@@ -57,8 +57,8 @@ define {
   run = function(p, a)
     for i = 1, #a.items do
       local row = a.items[i]
-      if row.bad or not names.is_name(row.task) or #row.descriptor > 16384
-        or row.version < 1 or row.version > 1000000000 then
+      if row.bad or not names.is_name(row.task) or #row.descriptor > LIMITS.WORKER_INFO_BYTES
+        or row.version < 1 or row.version > LIMITS.VERSION_MAX then
         return reply.reject("invalid_input", "items")
       end
     end

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ffcore import limits
+
 from ..options import Group, Settings, pass_settings
 from ..render import Column, Record, span
-from ..store import client_of, lane_names, lane_record, opened, run
+from ..store import client_of, lane_names, lane_record, opened, report, run
 
 if TYPE_CHECKING:
-    from ffcore.args import Args
-    from ffcore.errors import EngineError
-    from ffcore.ids import PartitionKey
+    from ffsdk.lanes import Lane
+    from ffsdk.views import FanOut
 
 DEPTH_COLUMNS = [
     Column(name, title, right=True)
@@ -40,7 +41,7 @@ COLUMNS = [
 
 @click.group(cls=Group)
 def lane() -> None:
-    """List lanes, pause, resume, drain, bound what they keep."""
+    """List lanes; pause, resume, drain, order them; bound what they keep."""
 
 
 @lane.command("list")
@@ -70,41 +71,45 @@ def stats(settings: Settings, name: str) -> None:
     settings.out().record(run(read()), "lane")
 
 
-def _set(settings: Settings, name: str, state: str) -> None:
-    from ffcore.contracts.operator import SetLaneStateArgs
-    from ffcore.ids import LaneId, check_name
+@lane.command()
+@click.argument("name")
+@pass_settings
+def show(settings: Settings, name: str) -> None:
+    """Show what a lane was told: state, order, what it keeps, at which revision, and who has not heard of it yet."""
 
-    lane_id = LaneId(check_name(name, "lane"))
-    _fan_out(
-        settings,
-        {"lane": name, "state": state},
-        lambda p: SetLaneStateArgs(partition=p, lane_id=lane_id, state=state),
-        f"Lane {name} is {state}",
-    )
+    async def read() -> dict[str, Any]:
+        async with client_of(settings) as client:
+            told = await client.lane(name).settings()
+            return {
+                "lane": told.lane,
+                "state": told.state,
+                "order": f"aged by {told.aged} s" if told.aged else "strict",
+                "aged_s": told.aged,
+                "keep_age_s": told.keep_age,
+                "keep_count": told.keep_count,
+                "keep_bytes": told.keep_bytes,
+                "revision": told.revision,
+                "changed_at": told.changed_at.isoformat(timespec="milliseconds") if told.changed_at else None,
+                "behind": told.behind,
+            }
+
+    settings.out().record(run(read()), "lane")
 
 
-def _fan_out(settings: Settings, record: dict[str, Any], ask: Callable[[PartitionKey], Args[Any]], said: str) -> None:
-    """Tell every partition. Partitions that were not reached keep what they had: exit code 5, call again."""
-    from ffsdk.fanout import ask_all
+def _change(
+    settings: Settings, name: str, record: dict[str, Any], tell: Callable[[Lane], Awaitable[FanOut]], said: str
+) -> None:
+    """Change a lane's settings. Partitions that were not reached hear of it from whoever ticks them: exit code 5."""
 
-    async def change() -> tuple[dict[PartitionKey, Any], dict[PartitionKey, EngineError]]:
-        async with opened(settings) as backend:
-            return await ask_all(backend, ask)
+    async def change() -> FanOut:
+        async with client_of(settings) as client:
+            return await tell(client.lane(name))
 
-    reached, missed = run(change())
-    out = settings.out()
-    if not reached and missed:
-        raise next(iter(missed.values()))
-    if out.json:
-        out.line({**record, "reached": len(reached), "not_reached": {p: str(e) for p, e in missed.items()}})
-    else:
-        out.say(
-            f"{said} in all partitions."
-            if not missed
-            else f"{said} in {len(reached)} partitions, not in {', '.join(missed)}: repeat it."
-        )
-    if missed:
-        click.get_current_context().exit(5)
+    report(settings, run(change()), {"lane": name, **record}, said)
+
+
+def _set(settings: Settings, name: str, state: str, tell: Callable[[Lane], Awaitable[FanOut]]) -> None:
+    _change(settings, name, {"state": state}, tell, f"Lane {name} is {state}")
 
 
 @lane.command()
@@ -112,7 +117,7 @@ def _fan_out(settings: Settings, record: dict[str, Any], ask: Callable[[Partitio
 @pass_settings
 def pause(settings: Settings, name: str) -> None:
     """Start nothing more of a lane; it still takes jobs."""
-    _set(settings, name, "paused")
+    _set(settings, name, "paused", lambda lane: lane.pause())
 
 
 @lane.command()
@@ -120,7 +125,7 @@ def pause(settings: Settings, name: str) -> None:
 @pass_settings
 def resume(settings: Settings, name: str) -> None:
     """Let a lane take and start jobs again."""
-    _set(settings, name, "active")
+    _set(settings, name, "active", lambda lane: lane.resume())
 
 
 @lane.command()
@@ -128,38 +133,45 @@ def resume(settings: Settings, name: str) -> None:
 @pass_settings
 def drain(settings: Settings, name: str) -> None:
     """Take no new jobs; finish those that are there."""
-    _set(settings, name, "draining")
+    _set(settings, name, "draining", lambda lane: lane.drain())
 
 
 @lane.command()
 @click.argument("name")
-@click.option(
-    "--age", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Forget what ended longer ago."
-)
-@click.option("--count", type=click.IntRange(min=0), default=0, help="Keep at most so many ended jobs.")
-@click.option("--bytes", "bytes_", type=click.IntRange(min=0), default=0, help="Keep at most so many bytes of them.")
+@click.argument("seconds", type=click.IntRange(1, limits.AGED_MAX_S))
 @pass_settings
-def retention(settings: Settings, name: str, age: float, count: int, bytes_: int) -> None:
-    """Bound what a lane keeps of ended jobs; 0 is no bound of that kind.
+def aged(settings: Settings, name: str, seconds: int) -> None:
+    """Order jobs by how long they have waited; a point of priority is worth SECONDS of it.
+
+    Fairness keys come first. Jobs in line are moved into the new order by whoever ticks, within seconds.
+    """
+    _change(settings, name, {"aged_s": seconds}, lambda lane: lane.aged(seconds), f"Lane {name} is aged by {seconds} s")
+
+
+@lane.command()
+@click.argument("name")
+@pass_settings
+def strict(settings: Settings, name: str) -> None:
+    """Let higher priorities always go first, whatever has waited; the way lanes begin."""
+    _change(settings, name, {"aged_s": 0}, lambda lane: lane.strict(), f"Lane {name} is strict")
+
+
+@lane.command()
+@click.argument("name")
+@click.option("--age", type=click.FloatRange(min=0), metavar="SECONDS", help="Forget what ended longer ago.")
+@click.option("--count", type=click.IntRange(min=0), help="Keep at most so many ended jobs.")
+@click.option("--bytes", "bytes_", type=click.IntRange(min=0), help="Keep at most so many bytes of them.")
+@pass_settings
+def retention(settings: Settings, name: str, age: float | None, count: int | None, bytes_: int | None) -> None:
+    """Bound what a lane keeps of ended jobs; 0 is no bound of that kind, and what is left out stays as it is.
 
     Counts and bytes are shared out to the partitions.
     """
-    from ffcore.contracts.operator import SetLaneRetentionArgs
-    from ffcore.ids import LaneId, check_name
-
-    lane_id = LaneId(check_name(name, "lane"))
-
-    async def partitions() -> int:
-        async with opened(settings) as backend:
-            return backend.config.fp
-
-    n = run(partitions())
-    _fan_out(
+    record = {"age_s": age, "count": count, "bytes": bytes_}
+    _change(
         settings,
-        {"lane": name, "age_s": age, "count": count, "bytes": bytes_},
-        # Rounded up: a bound of 1 must not become no bound.
-        lambda p: SetLaneRetentionArgs(
-            partition=p, lane_id=lane_id, age_ms=round(age * 1000), count=-(-count // n), bytes=-(-bytes_ // n)
-        ),
+        name,
+        record,
+        lambda lane: lane.keep(age=age, count=count, bytes=bytes_),
         f"Lane {name} keeps what these bounds allow",
     )

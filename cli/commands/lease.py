@@ -8,10 +8,11 @@ import click
 
 from ..options import Group, Settings, pass_settings
 from ..render import Column, ago, instant
-from ..store import everywhere, opened, run
 from ..store import execution_id as checked
+from ..store import opened, run
 
 if TYPE_CHECKING:
+    from ffcore.backend import Backend
     from ffcore.contracts.lease import RevokeLeaseResult
 
 
@@ -28,17 +29,27 @@ def lease() -> None:
 def list_(settings: Settings, expired: bool, lane: str | None, limit: int) -> None:
     """List leases, the one that runs out first on top."""
     from ffcore.contracts.reads import Leases, ListLeasesArgs
-    from ffcore.ids import LaneId
+    from ffcore.ids import LaneId, PartitionKey
+
+    async def pages_of(backend: Backend, partition: PartitionKey) -> list[Leases]:
+        pages: list[Leases] = []
+        found, cursor = 0, None
+        while found < limit:
+            page = await backend.call(
+                ListLeasesArgs(
+                    partition=partition, lane_id=LaneId(lane) if lane else None, expired_only=expired,
+                    limit=limit - found, cursor=cursor,
+                )
+            )  # fmt: skip
+            pages.append(page)
+            found, cursor = found + len(page.items), page.cursor
+            if not cursor:
+                break
+        return pages
 
     async def read() -> list[Leases]:
         async with opened(settings) as backend:
-            found = await everywhere(
-                backend,
-                lambda p: ListLeasesArgs(
-                    partition=p, lane_id=LaneId(lane) if lane else None, expired_only=expired, limit=limit
-                ),
-            )
-            return list(found.values())
+            return [page for key in backend.config.keys("fp") for page in await pages_of(backend, key)]
 
     pages = run(read())
     now_ms = max(page.now_ms for page in pages)

@@ -16,8 +16,7 @@ import click
 from ffbackend_valkey.backend import ValkeyBackend
 from ffbackend_valkey.library import Library, judge
 from ffbackend_valkey.library import library as ours
-from ffbackend_valkey.stores import check_server, connect
-from ffcore import limits
+from ffbackend_valkey.stores import check_server, connect, default_config
 from ffcore.backend import StoreConfig
 from ffcore.errors import Incompatible
 from ffsdk.connect import resolve_url
@@ -48,7 +47,7 @@ async def initialise(url: str | None, partitions: int | None) -> tuple[StoreConf
         if judge(backend.library, await backend.loaded()) == "load":
             await backend.load_library()
         known = await backend.read_config()
-        wanted = StoreConfig(fp=partitions) if partitions else known or StoreConfig(fp=limits.PARTITIONS)
+        wanted = StoreConfig(fp=partitions) if partitions else known or default_config(backend.url)
         return await backend.initialise(wanted), known is None
 
 

@@ -12,13 +12,11 @@ from ..options import Command, Group, Settings, pass_settings
 
 @click.command(cls=Command)
 @click.option(
-    "--partitions", type=click.IntRange(1, 1024), help="How many; fixed for good. Default 4; more for a cluster."
+    "--partitions", type=click.IntRange(1, 1024), help="How many; fixed for good. Default 4, on a cluster 64."
 )
 @pass_settings
 def init(settings: Settings, partitions: int | None) -> None:
     """Create the partitions of a fresh store and load the library. Repeating it changes nothing."""
-    from ffcore import limits
-
     from ..store import run
     from .library import initialise
 
@@ -27,8 +25,7 @@ def init(settings: Settings, partitions: int | None) -> None:
     record: dict[str, Any] = {"partitions": config.fp, "created": created}
     if out.json:
         return out.line(record)
-    asked = partitions or (limits.PARTITIONS if created else config.fp)
-    out.say(f"The store has {asked} partitions" + (", created now." if created else "; it was initialised before."))
+    out.say(f"The store has {config.fp} partitions" + (", created now." if created else "; it was initialised before."))
 
 
 @click.group(cls=Group)

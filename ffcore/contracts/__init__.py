@@ -31,6 +31,10 @@ from ffcore.contracts.budget import (
     UsageOk, SoftBreach, HardBreach, ReportUsageResult, ReportUsageArgs, ReportUsageAdminArgs, Reset,
     ResetBudgetResult, ResetBudgetArgs,
 )
+from ffcore.contracts.check import (
+    Wrong, SeenRecord, SeenEvent, SeenSize, KeptBytes, PageFacts, Checked, CheckArgs,
+    Repaired, NothingWrong, BeyondRepair, RepairArgs,
+)
 from ffcore.contracts.condition import (
     MAX_COMPOSITE_DEPTH, MAX_COMPOSITE_LEAVES, CompositeValidationError, ByName, Wildcard, SignalMatcher, CountKind,
     Single, OperatorOnly, TimeoutOnly, Composite, ResumeCondition, AllOf, Count, CompositeBody, all_of, count,
@@ -68,9 +72,8 @@ from ffcore.contracts.lease import (
     MarkedExpired, MarkLeaseExpiredResult, MarkLeaseExpiredArgs, Revoked, RevokeLeaseResult, RevokeLeaseArgs,
 )
 from ffcore.contracts.operator import (
-    LaneStateSet, SetLaneStateArgs, RetentionSet, SetLaneRetentionArgs, ListedLane, ListedLanes, ListLanesArgs,
-    LaneCounts, LaneStatsArgs, Held, AlreadyHeld, HoldArgs, ReleasedHold, NotHeld, ReleaseArgs, ListedHold, Holds,
-    ListHoldsArgs, Unclaimed, UnclaimArgs,
+    ListedLane, ListedLanes, ListLanesArgs, LaneCounts, LaneStatsArgs, Held, AlreadyHeld, HoldArgs, ReleasedHold,
+    NotHeld, ReleaseArgs, ListedHold, Holds, ListHoldsArgs, Unclaimed, UnclaimArgs,
 )
 from ffcore.contracts.partition import PartitionFamily, Partition
 from ffcore.contracts.quota import (
@@ -98,6 +101,9 @@ from ffcore.contracts.secret import (
     RotateWaitpointHmacSecretOutcome, RotateWaitpointHmacSecretArgs, RotateFailed,
     RotateWaitpointHmacSecretAllEntry, RotateWaitpointHmacSecretAllResult, RotateWaitpointHmacSecretAllArgs, Seeded,
     AlreadySeeded, SeedOutcome, SeedWaitpointHmacSecretArgs,
+)
+from ffcore.contracts.settings import (
+    Settings, SettingsRow, SettingsPage, PutSettingsArgs, ListSettingsArgs, SettingsApplied, ApplySettingsArgs,
 )
 from ffcore.contracts.signal import (
     SignalDuplicate, Accepted, DeliverSignalResult, DeliverSignalArgs, Buffered, BufferSignalResult,
@@ -156,6 +162,9 @@ __all__ = [
     "BudgetCreated", "BudgetAlreadySatisfied", "CreateBudgetResult", "CreateBudgetArgs", "BudgetStatus",
     "UsageDimensions", "UsageOk", "SoftBreach", "HardBreach", "ReportUsageResult", "ReportUsageArgs",
     "ReportUsageAdminArgs", "Reset", "ResetBudgetResult", "ResetBudgetArgs",
+    # check
+    "Wrong", "SeenRecord", "SeenEvent", "SeenSize", "KeptBytes", "PageFacts", "Checked", "CheckArgs",
+    "Repaired", "NothingWrong", "BeyondRepair", "RepairArgs",
     # condition
     "MAX_COMPOSITE_DEPTH", "MAX_COMPOSITE_LEAVES", "CompositeValidationError", "ByName", "Wildcard",
     "SignalMatcher", "CountKind", "Single", "OperatorOnly", "TimeoutOnly", "Composite", "ResumeCondition", "AllOf",
@@ -192,7 +201,8 @@ __all__ = [
     "RenewLeaseArgs", "MarkedExpired", "MarkLeaseExpiredResult", "MarkLeaseExpiredArgs", "Revoked",
     "RevokeLeaseResult", "RevokeLeaseArgs",
     # operator
-    "LaneStateSet", "SetLaneStateArgs", "RetentionSet", "SetLaneRetentionArgs", "ListedLane", "ListedLanes",
+    "Settings", "SettingsRow", "SettingsPage", "PutSettingsArgs", "ListSettingsArgs", "SettingsApplied",
+    "ApplySettingsArgs", "ListedLane", "ListedLanes",
     "ListLanesArgs", "LaneCounts", "LaneStatsArgs", "Held", "AlreadyHeld", "HoldArgs", "ReleasedHold", "NotHeld",
     "ReleaseArgs", "ListedHold", "Holds", "ListHoldsArgs", "Unclaimed", "UnclaimArgs",
     # partition

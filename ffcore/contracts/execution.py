@@ -314,7 +314,7 @@ class ReplayExecutionArgs(Args[ReplayExecutionResult]):
 
     def __post_init__(self) -> None:
         if self.mode not in ("resume", "fresh"):
-            raise InvalidArgument(f"mode {self.mode!r}: use resume or fresh")
+            raise InvalidArgument(f"mode {self.mode!r:.40}: use resume or fresh")
 
 
 # ---- tags --------------------------------------------------------------------------------------------

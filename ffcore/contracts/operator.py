@@ -1,4 +1,4 @@
-"""Operator's controls: lane state and retention, holds, giving a claim back. This engine's own."""
+"""Operator's controls: lanes in numbers, holds, giving a claim back. This engine's own."""
 
 from __future__ import annotations
 
@@ -7,36 +7,11 @@ from ffcore.contracts.batch import Fence
 from ffcore.ids import ExecutionId, LaneId, PartitionKey, TimestampMs
 
 
-class LaneStateSet(Outcome, tag="lane_set"):
-    before: str
-    after: str
-
-
-class SetLaneStateArgs(Args[LaneStateSet]):
-    """active, paused (starts nothing), draining (takes nothing), disabled (neither). One partition's part."""
-
-    partition: PartitionKey
-    lane_id: LaneId
-    state: str
-
-
-class RetentionSet(Outcome, tag="retention_set"):
-    """The lane keeps what has ended by these bounds from now on."""
-
-
-class SetLaneRetentionArgs(Args[RetentionSet]):
-    """0 means no bound of that kind; nothing younger than a minute goes. Per partition, like the counts."""
-
-    partition: PartitionKey
-    lane_id: LaneId
-    age_ms: int = 0
-    count: int = 0
-    bytes: int = 0
-
-
 class ListedLane(Row):
     lane_id: LaneId
     state: str
+    number: str = ""
+    """What stands for it in this partition's event feed; no other lane ever gets it."""
 
 
 class ListedLanes(Outcome, tag="lanes"):

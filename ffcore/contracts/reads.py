@@ -128,6 +128,8 @@ class HistoryEntry(Row):
 class History(Outcome, tag="history"):
     entries: list[HistoryEntry]
     cursor: str
+    more: bool = False
+    """The feed goes on behind the cursor; a page may be short, even empty, and still say so."""
 
 
 class ExecutionHistoryArgs(Args[History]):
@@ -153,13 +155,18 @@ class ListedLease(Row):
 class Leases(Outcome, tag="leases"):
     items: list[ListedLease]
     now_ms: TimestampMs
+    cursor: str = ""
+    """Empty at the end. A page may be short, even empty, and still have a cursor."""
 
 
 class ListLeasesArgs(Args[Leases]):
+    """Running executions, the one whose lease runs out first on top."""
+
     partition: PartitionKey
     lane_id: LaneId | None = None
     expired_only: bool = False
     limit: int = 100
+    cursor: str | None = None
 
 
 class CapabilitySet(Row):

@@ -51,6 +51,8 @@ class TickedPartition(Row):
     now_ms: TimestampMs
     owed: list[OwedRow]
     """Undelivered outbox rows; answered again each second until acknowledged."""
+    settings: int = 0
+    """Revision up to which this partition has what operators set; of ``{w:0}``, the revision of the store."""
 
 
 class Ticked(Outcome, tag="ticked"):

@@ -98,7 +98,7 @@ function attempt.fail(p, x, reason, category, detail, retry_after_ms, given, ope
   end
   -- During a cancel's grace the holder's final failure still wins; a retry, or a failure nobody reported, does not.
   if (allowed or operation ~= "fail") and attempt.cancelled_instead(p, x, operation) then return "cancelled" end
-  record.describe(p, x, "reason", string.sub(reason, 1, LIMITS.REASON_BYTES), "category", category, "traceback", detail)
+  record.describe(p, x, "reason", names.cut(reason, LIMITS.REASON_BYTES), "category", category, "traceback", detail)
   if not allowed then
     state.finish(p, x, "failed", category, "ended_by", operation or false)
     return "failed"

@@ -138,7 +138,11 @@ local function park(p, a, on)
         caps[#caps + 1] = a.capability_sets[c]
         listed[a.capability_sets[c]] = true
       end
-      for c = 1, #known do if not listed[known[c]] then caps[#caps + 1] = known[c] end end
+      for c = 1, #known do
+        if not listed[known[c]] then caps[#caps + 1] = known[c] end
+        listed[known[c]] = nil
+      end
+      if on then queue.stray(p, lane, listed) end
       for c = 1, #caps do
         local key = keys.park(p, lane.no, caps[c])
         if on then

@@ -141,7 +141,7 @@ local function define(spec)
       if #keys < 2 or #keys % 2 == 1 or (scope == "one" and #keys ~= 2) then return bug(spec.name, "wrong number of keys") end
       local ps = {}
       for i = 1, #keys, 2 do
-        local p = partition.open(keys[i], keys[i + 1])
+        local p = partition.open(keys[i], keys[i + 1], reads_only)
         if not p then return bug(spec.name, "the keys are not a partition pair") end
         if not p.ready and not spec.unready then return reply.reject("not_initialised", p.tag) end
         if p.foreign then return bug(spec.name, "partition " .. p.tag .. " was written by a newer release: upgrade the library") end

@@ -19,7 +19,7 @@ function fence.check(p, x, given, operation)
   if not same then return reply.reject("stale_lease", "held at epoch " .. (x.lease_epoch or "0")) end
   if x.state ~= "active" then
     if operation and x.ended_by == operation then return "replay" end
-    if x.state == "revoked" then return reply.reject("lease_revoked") end
+    if x.state == "revoked" then return reply.reject("lease_revoked", "taken back by an operator: stop the handler") end
     return reply.reject("stale_lease", x.state)
   end
   -- During a grace (the server was away) an expired lease is still good: its holder could not renew.
@@ -32,7 +32,7 @@ end
 function fence.resolve(p, x, given, source, operation)
   if given then return fence.check(p, x, given, operation) end
   if not x then return reply.reject("execution_not_found") end
-  if source ~= "operator_override" then return reply.reject("fence_required") end
+  if source ~= "operator_override" then return reply.reject("fence_required", "send lease_id, lease_epoch and attempt_id, or source operator_override") end
   if state.is_terminal(x.state) then return reply.reject("terminal", x.state) end
   if x.state ~= "active" then return reply.reject("no_active_lease", x.state) end
 end

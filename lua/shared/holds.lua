@@ -17,6 +17,6 @@ function holds.of(p, x)
   local tags = record.tags(p, x)
   for i = 1, #tags, 2 do
     local name = "tag:" .. tags[i] .. "=" .. tags[i + 1]
-    if seen[name] then return "held " .. string.sub(name, 1, 200) end
+    if seen[name] then return "held " .. names.cut(name, 200) end
   end
 end

@@ -16,16 +16,20 @@ function keys.detail(p, id)    return p.key .. ":d:" .. id end   -- hash: tags a
 function keys.attempts(p, id)  return p.key .. ":a:" .. id end   -- list: attempts that did not end it
 function keys.waiters(p, id)   return p.key .. ":w:" .. id end   -- zset: clients beyond the first, until
 function keys.queue(p, lane, cap)   return p.key .. ":q:" .. lane .. ":" .. cap end   -- zset: ready, by band and turn
+function keys.before(p, lane, cap)  return p.key .. ":o:" .. lane .. ":" .. cap end   -- zset: ready, in the order the lane had before
+function keys.tenant(p, lane, cap, fair) return p.key .. ":k:" .. lane .. ":" .. cap .. ":" .. fair end -- zset: an aged lane's ready ones of a key
 function keys.index(p, lane, state) return p.key .. ":i:" .. lane .. ":" .. state end -- zset: all other states
 function keys.turns(p, lane, band)  return p.key .. ":f:" .. lane .. ":" .. band end  -- zset: virtual finish by fairness key
 function keys.caps(p, lane)    return p.key .. ":caps:" .. lane end  -- hash: digest -> tokens
 function keys.park(p, lane, cap)    return p.key .. ":park:" .. lane .. ":" .. cap end -- zset: idle workers, until
+function keys.strays(p, lane)  return p.key .. ":strays:" .. lane end -- zset: sets workers park under and no job requires, until
 function keys.leases(p)        return p.key .. ":leases" end     -- zset: running executions, by lease expiry
 function keys.timers(p)        return p.key .. ":timers" end
 function keys.reap(p)          return p.key .. ":reap" end
 function keys.events(p)        return p.key .. ":ev" end
 function keys.lanes(p)         return p.key .. ":lanes" end      -- hash: name -> number, #number -> name
 function keys.policies(p)      return p.key .. ":policies" end   -- hash: digest -> number, #number -> json
+function keys.marks(p)         return p.key .. ":marks" end      -- hash: policies in use, while that is being found out
 function keys.claims(p)        return p.key .. ":claims" end     -- hash: slot -> last answer
 function keys.holds(p)         return p.key .. ":holds" end      -- hash: what -> reason
 function keys.held(p)          return p.key .. ":held" end       -- zset: executions held, by the release last looked at for
@@ -34,6 +38,7 @@ function keys.outbox(p)        return p.key .. ":outbox" end     -- hash: effect
 function keys.tombs(p, id)     return p.key .. ":tomb:" .. string.sub(id, -3) end -- hash: uuid -> digest and until
 function keys.workers(p)       return p.key .. ":workers" end    -- zset: instance, until
 function keys.worker(p, id)    return p.key .. ":worker:" .. redis.sha1hex(id) end
+function keys.settings(p)      return p.key .. ":settings" end   -- hash: what -> revision, changed at, values
 function keys.tasks(p)         return p.key .. ":tasks" end      -- hash: task name -> descriptor
 
 function keys.worker_channel(p, name) return p.key .. ":w:" .. name end

@@ -2,16 +2,30 @@
 --
 -- Lanes need no declaration: one exists from its first job. Its name is interned to a number, because
 -- names are user text and numbers are short; its few words stand in the header under that number:
---   s<l> state (active when absent)   f<l> next turn   k<l> fairness in use   c<l> revision of its capability sets
+--   s<l> state (active when absent)   f<l> next turn   k<l> how its queues are ordered   c<l> revision of its capability sets
 --   a<l> how many are running   r<l> retention (age, count, bytes)   y<l> bytes kept by what has ended, while a byte limit is set
 
 local lanes = {}
 
+-- How a lane is ordered, when it is not plain: "<fairness in use> <seconds of aging, 0: strict> <being ordered anew>".
+-- The last word is 0, 1, or 2 where the order that is being left was an aged one with fairness keys.
+local function read_order(lane, text)
+  local keyed, aged, moving = string.match(text or "0 0 0", "^(%d) (%d+) (%d)$")
+  lane.keyed = keyed == "1"
+  lane.aged = aged ~= "0" and tonumber(aged) or nil
+  lane.moving = moving ~= "0" and tonumber(moving) or nil
+end
+
+function lanes.order_changed(p, lane)
+  lanes.note(p, "k" .. lane.no, (lane.keyed and "1 " or "0 ") .. (lane.aged or 0) .. " " .. (lane.moving or 0))
+end
+
 local function opened(p, name, number)
   local got = redis.call("HMGET", p.key, "s" .. number, "f" .. number, "k" .. number, "c" .. number, "y" .. number, "a" .. number)
   local lane = { no = number, name = name, state = got[1] or "active", turn = tonumber(got[2] or "0"),
-    keyed = got[3] and true or false, revision = tonumber(got[4] or "0"),
+    now = p.now, keyed = false, revision = tonumber(got[4] or "0"),
     bytes = got[5] and tonumber(got[5]) or nil, active = tonumber(got[6] or "0") }
+  if got[3] then read_order(lane, got[3]) end
   p.lanes[number] = lane
   return lane
 end
@@ -25,10 +39,13 @@ function lanes.named(p, name, create)
   number = redis.call("HGET", key, name)
   if not number then
     if not create then return nil end
-    local n = tonumber(redis.call("HGET", key, "#") or "0") + 1
-    if n > LIMITS.LANES_N then return nil end
-    number = tostring(n)
-    redis.call("HSET", key, name, number, "#", n, "#" .. number, name)
+    -- A lane in use has two rows, and one row says the last number given. Numbers are not given again: the feed names
+    -- lanes by them. A lane that is of no use any more is forgotten (retention.lua), so the bound is one of lanes in use.
+    if (redis.call("HLEN", key) - 1) / 2 >= LIMITS.LANES_N then return nil end
+    number = tostring(redis.call("HINCRBY", key, "#", 1))
+    redis.call("HSET", key, name, number, "#" .. number, name)
+    p.new_lanes = p.new_lanes or {}
+    table.insert(p.new_lanes, number)
   end
   p.lane_numbers[name] = number
   -- A record of this call may have opened it by number: one table per lane and call, or counts get lost.
@@ -36,6 +53,17 @@ function lanes.named(p, name, create)
   if not lane then return opened(p, name, number) end
   lane.name = name
   return lane
+end
+
+-- The numbers of all lanes, in the order they were given.
+function lanes.numbers(p)
+  local rows, out = redis.call("HKEYS", keys.lanes(p)), {}
+  for i = 1, #rows do
+    if string.byte(rows[i]) == 35 then out[#out + 1] = tonumber(string.sub(rows[i], 2)) end
+  end
+  table.sort(out)
+  for i = 1, #out do out[i] = string.format("%.0f", out[i]) end
+  return out
 end
 
 -- The lane of a record.
@@ -68,6 +96,12 @@ function lanes.flush(p)
     lanes.note(p, "f" .. lane.no, record.text(p, lane.turn))
     lanes.note(p, "a" .. lane.no, lane.active)
   end
+end
+
+-- A header word as this call leaves it; "" when there is none.
+function lanes.noted(p, field)
+  local set = p.header_writes
+  return set and set.at[field] or redis.call("HGET", p.key, field) or ""
 end
 
 -- Remember a header word of this partition; written once, when the call closes.

@@ -2,14 +2,22 @@
 
 local names = {}
 
--- Lane, task and namespace names: short, no white space, nothing that could end a hash tag.
-function names.is_name(text) return text ~= "" and #text <= LIMITS.NAME_BYTES and not string.find(text, "[%c%s{}]") end
+-- Lane, task and namespace names: short, no white space, nothing that could end a hash tag, no byte that may be
+-- no text: a reader of the listing would fail on it.
+function names.is_name(text) return text ~= "" and #text <= LIMITS.NAME_BYTES and not string.find(text, "[%c%s{}\128-\255]") end
 -- Lane names share a table with rows of its own, which begin with "#".
 function names.is_lane(text) return names.is_name(text) and not string.find(text, "#", 1, true) end
 -- Worker instances, clients, tickers: part of lease ids and channels.
-function names.is_instance(text) return text ~= "" and #text <= LIMITS.WORKER_INSTANCE_BYTES and not string.find(text, "[%c%s]") end
+function names.is_instance(text) return text ~= "" and #text <= LIMITS.WORKER_INSTANCE_BYTES and not string.find(text, "[%c%s\128-\255]") end
 -- Tag keys carry a namespace of their owner: "shop.tenant".
 function names.is_tag_key(text) return #text <= LIMITS.NAME_BYTES and string.find(text, "^[a-z][a-z0-9_]*%.[%w_.%-]+$") ~= nil end
+
+-- At most n bytes of a text, never half of a character: a reader would fail on it.
+function names.cut(text, n)
+  if #text <= n then return text end
+  while n > 0 and string.find(text, "^[\128-\191]", n + 1) do n = n - 1 end
+  return string.sub(text, 1, n)
+end
 
 -- Flat, length-prefixed pairs ("<bytes>:<text>" each, ffcore/wire.py), so that any text survives without an
 -- escape or a JSON decoder. nil when malformed or out of bounds.
@@ -17,12 +25,13 @@ function names.unpack_pairs(packed)
   local flat, at = {}, 1
   while at <= #packed do
     local colon = string.find(packed, ":", at, true)
-    local n = colon and tonumber(string.sub(packed, at, colon - 1))
-    if not n or n < 0 or colon + n > #packed then return nil end
+    -- Digits alone: tonumber would take "nan", "0x1" and "1e0" as well.
+    local n = colon and tonumber(string.match(string.sub(packed, at, colon - 1), "^%d+$"))
+    if not n or colon + n > #packed or #flat >= 2 * LIMITS.TAGS_N then return nil end
     flat[#flat + 1] = string.sub(packed, colon + 1, colon + n)
     at = colon + n + 1
   end
-  if #flat % 2 == 1 or #flat > 2 * LIMITS.TAGS_N then return nil end
+  if #flat % 2 == 1 then return nil end
   return flat
 end
 

@@ -1,8 +1,9 @@
 -- shared/policy.lua -- an execution's policy: stored once per partition, decoded once per process.
 --
--- Policies are the engine's own JSON (ffcore/policy.py), never user data. A partition interns the first
--- POLICIES_N distinct ones by digest; one beyond that is kept with its execution instead, which costs
--- memory and nothing else.
+-- Policies are the engine's own JSON (ffcore/policy.py), never user data. A partition interns POLICIES_N distinct ones
+-- by digest; one beyond that is kept with its execution instead, which costs memory and nothing else. Numbers are not
+-- given again. When the table is half full, a walk over all records finds those in use (who touches a record in the
+-- meantime marks its policy too), and the rest is forgotten.
 
 local policy = {}
 
@@ -66,15 +67,72 @@ function policy.decode(json)
   return value
 end
 
--- The number a policy is stored under; nil when the table is full.
+-- Begin to look for the policies in use, unless that is under way or was done a while ago.
+local function find_used(p)
+  if p.marking or tonumber(redis.call("HGET", p.key, "marked_at") or "0") > p.now - LIMITS.POLICY_SWEEP_MS then return end
+  p.marking = "walk"
+  lanes.note(p, "marking", p.marking)
+  lanes.note(p, "marked_at", p.now)
+  partition.mark_rare(p)
+  timers.reap(p, "walk", "policies", p.now)
+end
+
+-- The number a policy is stored under; nil when the table is full. Whoever writes a policy's number into a record gets it
+-- from here.
 function policy.intern(p, json)
   local key, digest = keys.policies(p), string.sub(redis.sha1hex(json), 1, 20)
   local number = redis.call("HGET", key, digest)
-  if number then return number end
-  number = tonumber(redis.call("HGET", key, "n") or "0") + 1
-  if number > LIMITS.POLICIES_N then return nil end
-  redis.call("HSET", key, digest, number, "n", number, "#" .. number, json)
-  return tostring(number)
+  if not number then
+    local known = (redis.call("HLEN", key) - 1) / 2
+    if known * 2 >= LIMITS.POLICIES_N then find_used(p) end
+    if known >= LIMITS.POLICIES_N then return nil end
+    number = tostring(redis.call("HINCRBY", key, "n", 1))
+    redis.call("HSET", key, digest, number, "#" .. number, json)
+  end
+  if p.marking then
+    p.marks = p.marks or {}
+    p.marks[number] = true
+  end
+  return number
+end
+
+-- Marks this call has made.
+function policy.flush(p)
+  local flat = {}
+  for number in pairs(p.marks) do flat[#flat + 1] = number end -- order-free
+  table.sort(flat)
+  local marks = {}
+  for i = 1, #flat do marks[#marks + 1], marks[#marks + 2] = flat[i], "1" end
+  p.marks = nil
+  redis.call("HSET", keys.marks(p), unpack(marks))
+end
+
+-- A piece of the walk is done. After the last one, forget what nobody marked, some at a time. Whether all is done.
+function policy.walked(p, finished)
+  if p.marking ~= "sweep" then
+    if finished then
+      p.marking = "sweep"
+      lanes.note(p, "marking", "sweep")
+    end
+    return false
+  end
+  local key, used, unused, gone = keys.policies(p), {}, {}, {}
+  local rows, marks = redis.call("HKEYS", key), redis.call("HKEYS", keys.marks(p))
+  for i = 1, #marks do used["#" .. marks[i]] = true end
+  for i = 1, #rows do
+    if string.byte(rows[i]) == 35 and not used[rows[i]] then unused[#unused + 1] = tonumber(string.sub(rows[i], 2)) end
+  end
+  table.sort(unused)
+  for i = 1, math.min(#unused, LIMITS.ROWS_N) do
+    local row = "#" .. string.format("%.0f", unused[i])
+    gone[2 * i - 1], gone[2 * i] = row, string.sub(redis.sha1hex(redis.call("HGET", key, row)), 1, 20)
+  end
+  if #gone > 0 then redis.call("HDEL", key, unpack(gone)) end
+  if #unused > LIMITS.ROWS_N then return false end
+  redis.call("UNLINK", keys.marks(p))
+  redis.call("HDEL", p.key, "marking")
+  p.marking, p.marks = nil, nil
+  return true
 end
 
 -- The JSON text of a record's policy ("" for none), read once per call and number.

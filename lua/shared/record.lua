@@ -6,6 +6,11 @@
 
 local record = {}
 
+-- What a record is written as. One that says no schema is of the first. A record of an older one is brought up when it
+-- is touched, and by the ticker (shared/walk.lua): STEPS[n] makes a record of schema n one of n + 1, under stored names.
+record.SCHEMA = 1
+record.STEPS = {}
+
 local SHORT = {
   state = "s", reason = "b", next = "n",           -- the three words all seven state dimensions follow from
   lane = "l", task = "t", version = "v", namespace = "ns", priority = "p",
@@ -18,6 +23,8 @@ local SHORT = {
   attempt_deadline_at = "ax", attempt_left_ms = "al", deadline_at = "dl", deadline_ms = "dm",
   ended_by = "op",                                 -- the operation that ended the last lease, for replays of it
   retries = "rt", crashes = "cr", unseen = "un", hand_backs = "hb", replays = "rp", run = "rn",
+  schema = "sv",                                   -- absent: the first
+  eligible_at = "el",                              -- since when it waits, where that is not its creation (an aged lane asks)
   cancel_until = "cq", waiter = "wt", detail = "d", progress = "pg", grant = "g", category = "fc",
   flow = "fl", saga_open = "sg", pending_outcome = "pq", size = "z", more = "x",
 }
@@ -32,7 +39,7 @@ end
 -- has any of it says so in `more`. A few are written once and read only by load_all, so they need no mark.
 local COMMON = { state = true, lane = true, task = true, created_at = true, policy = true, turn = true, lease_epoch = true,
   lease_id = true, at = true, priority = true, detail = true }
-local QUIET = { digest = true, result = true, result_kept = true, result_encoding = true, size = true }
+local QUIET = { schema = true, digest = true, result = true, result_kept = true, result_encoding = true, size = true }
 
 -- Whether a field must be announced by `more`.
 function record.is_rare(name) return not (COMMON[name] or QUIET[name]) end
@@ -46,6 +53,10 @@ function record.load_all(p, id)
   local flat = redis.call("HGETALL", key)
   local n = #flat
   if n == 0 then return nil end
+  if p.whole then
+    flat = record.migrate(p, key, flat)
+    n = #flat
+  end
   local long, x = LONG or long_names(), { id = id, key = key }
   for i = 1, n, 2 do
     local name = long[flat[i]]
@@ -62,6 +73,7 @@ end
 -- The record of an id as transitions need it, or nil: digest and result are left out. Most records have
 -- common fields only, and reading those by name costs half of reading all there is. false reads as absent.
 function record.load(p, id)
+  if p.whole then return record.load_all(p, id) end
   local key = keys.core(p, id)
   local r = redis.call("HMGET", key, "s", "x", "l", "t", "c", "po", "q", "ep", "li", "u", "p", "d")
   if not r[1] then return nil end
@@ -74,6 +86,7 @@ end
 
 -- The same for what is about to be leased: one that was leased before is read whole.
 function record.load_queued(p, id)
+  if p.whole then return record.load_all(p, id) end
   local key = keys.core(p, id)
   local r = redis.call("HMGET", key, "s", "x", "li", "l", "t", "c", "po", "p", "d")
   if not r[1] then return nil end
@@ -84,6 +97,7 @@ end
 
 -- The same with what the end of a lease needs and no more; for calls that do nothing else with it.
 function record.load_held(p, id)
+  if p.whole then return record.load_all(p, id) end
   local key = keys.core(p, id)
   local r = redis.call("HMGET", key, "s", "x", "l", "ep", "li", "u")
   if not r[1] then return nil end
@@ -91,6 +105,32 @@ function record.load_held(p, id)
   local lease_id = r[5]
   return { id = id, key = key, state = r[1], lane = r[3], lease_epoch = r[4], lease_id = lease_id, at = r[6],
     attempt = lease_id and "0", result = false }   -- room for the result it may end with
+end
+
+-- A record's flat fields as this release writes them; stored so, unless the call only reads. While policies in use are
+-- looked for, whoever touches a record says which it has.
+function record.migrate(p, key, flat)
+  local raw = {}
+  for i = 1, #flat, 2 do raw[flat[i]] = flat[i + 1] end
+  if p.marking and raw[SHORT.policy] then
+    p.marks = p.marks or {}
+    p.marks[raw[SHORT.policy]] = true
+  end
+  local from = tonumber(raw[SHORT.schema] or "1")
+  if from == record.SCHEMA then return flat end
+  if from > record.SCHEMA then error("FFBUG " .. key .. " was written by a newer release: upgrade the library") end
+  for step = from, record.SCHEMA - 1 do record.STEPS[step](raw) end
+  raw[SHORT.schema] = record.SCHEMA .. ""
+  local names, set, gone = {}, {}, {}
+  for name in pairs(raw) do names[#names + 1] = name end -- order-free
+  table.sort(names)
+  for i = 1, #names do set[#set + 1], set[#set + 2] = names[i], raw[names[i]] end
+  for i = 1, #flat, 2 do if raw[flat[i]] == nil then gone[#gone + 1] = flat[i] end end
+  if not p.reads_only then
+    redis.call("HSET", key, unpack(set))
+    if #gone > 0 then redis.call("HDEL", key, unpack(gone)) end
+  end
+  return set
 end
 
 -- A number as the store keeps it. A batch writes the same few instants over and over: formatted once.

@@ -164,6 +164,8 @@ function state.finish(p, x, outcome, why, name, value, ...)
     wake.waiters(p, x, outcome)
     record.write(p, x, "cancel_until", false, "reason", false, "waiter", false, "attempt_deadline_at", false, "grant", false)
   end
+  -- An earlier report (a delay, a retry) is not what ended it: sent again, it is told of the end.
+  if x.ended_by and name ~= "ended_by" then record.write(p, x, "ended_by", false) end
   state.move(p, x, outcome, why, "at", p.now, name, value, ...)
   retention_due(p, x)
 end

@@ -18,6 +18,7 @@ from ffbackend_valkey.multiplexer import Multiplexer
 from ffbackend_valkey.stores import connect
 from ffbackend_valkey.url import parse_url
 from ffcore.backend import StoreConfig
+from ffengine import Ticker
 from tests.integration.proxy import own_server, until
 from tests.integration.test_faults import keyspace
 from tests.integration.worker_app import working
@@ -116,6 +117,7 @@ async def test_a_full_store_drains_to_empty_and_takes_work_again(store: Store) -
     """Results as large as the payloads: while it drains the store grows further beyond its limit, and may."""
     app = make_app(store.url)
     async with app.client() as client:
+        await client.gate(pct=0)  # this is about the server's own limit
         await store.limit_above_used()
         taken = await fill(client)
         limit = await store.used()
@@ -180,3 +182,43 @@ async def test_whatever_ends_work_goes_on_in_a_full_store(store: Store) -> None:
             await client.submit(slow, "late")
         assert (await client.purge_many(state=["completed", "failed", "cancelled"])).done == 6
         assert [job async for job in client.jobs()] == []
+
+
+async def test_the_gate_closes_before_the_store_is_full_and_patience_waits_for_it(store: Store) -> None:
+    """Work that is there has the rest of the memory to itself; a submit with patience gets in once it is done."""
+    app = make_app(store.url)
+    async with app.client() as client:
+        await store.limit_above_used(64 << 20)
+        await client.gate(bytes=await store.used() + ROOM_BYTES)
+        taken: list[ff.Job[str]] = []
+        async with ff.App(store.url).client() as other:  # a ticker of its own, and no worker yet
+            ticking = asyncio.ensure_future(tick(other))
+            try:
+                while len(taken) < 5_000:
+                    taken.append(await client.submit("keep", BLOCK))
+            except ff.StoreFull as full:
+                assert full.retry_after == 1.0 and "high-water mark" in str(full)
+            else:
+                raise AssertionError("the gate never closed")
+            assert await store.used() < 64 << 20, "the server itself would have taken more"
+            await client.gate(bytes=1)
+            with pytest.raises(ff.SubmitErrors) as some:
+                await client.submit_many("keep", ["a", "b"], patience=0.5)
+            assert {error.code for error in some.value.exceptions} == {"store_full"}  # type: ignore[attr-defined]
+            patient = asyncio.ensure_future(client.submit("keep", "short", patience=60))
+            many = asyncio.ensure_future(client.submit_many("keep", ["a", "b", "c"], patience=60))
+            await asyncio.sleep(1.2)
+            assert not patient.done() and not many.done()
+            assert (await client.cancel_many(lane="shop")).done == len(taken)
+            assert (await client.purge_many(lane="shop")).done == len(taken)
+            assert (await client.settings()).gate_bytes == 1
+            await client.gate(bytes=0)
+            job, jobs = await patient, await many
+            ticking.cancel()
+        async with working(app):
+            assert await job.result(timeout=20) == "short"
+            assert [await one.result(timeout=20) for one in jobs] == ["a", "b", "c"]
+
+
+async def tick(client: ff.Client) -> None:
+    await Ticker(client.backend, "gate-keeper").run()

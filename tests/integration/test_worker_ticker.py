@@ -85,3 +85,50 @@ async def test_ten_idle_workers_ask_for_little(backend: ValkeyBackend, url: str)
         worker.request_stop()
     await asyncio.gather(*running)
     assert (end_n - start_n) / (end_s - start_s) <= 20
+
+
+async def test_a_partition_that_was_not_reached_hears_of_a_setting_from_whoever_ticks(
+    backend: ValkeyBackend, url: str
+) -> None:
+    """The change stands in the registry; the fan-out is only the fast way."""
+    from ffcore.contracts.operator import LaneStatsArgs
+    from ffcore.contracts.settings import PutSettingsArgs
+    from ffcore.ids import LaneId, PartitionKey
+    from ffcore.settings import REGISTRY, lane_name
+    from ffcore.wire import pack_pairs
+
+    async def states() -> set[str]:
+        keys = backend.config.keys("fp")
+        answers = await backend.call_all([LaneStatsArgs(partition=p, lane_id=LaneId("quiet")) for p in keys])
+        return {getattr(answer, "state", "unknown") for answer in answers}
+
+    put = PutSettingsArgs(partition=REGISTRY, name=lane_name("quiet"), changes=pack_pairs({"state": "paused"}))
+    await backend.call(put)
+    assert await states() == {"unknown"}
+    ticker = Ticker(backend, "keeper")
+    running = asyncio.create_task(ticker.run())
+    async with asyncio.timeout(20):
+        while await states() != {"paused"}:
+            await asyncio.sleep(0.05)
+    async with ff.App(url).client() as client:
+        lane = client.lane("quiet")
+        told = await lane.settings()
+        assert (told.state, told.behind) == ("paused", [])
+        with pytest.raises(ff.Rejected) as caught:
+            await lane.resume(revision=told.revision - 1)
+        assert caught.value.code == "revision_conflict"
+        again = await lane.resume(revision=told.revision)
+        assert again.complete and again.revision == (await lane.settings()).revision
+        assert (await lane.keep(age=60, count=1_000)).complete
+        assert (await lane.aged(30)).complete
+        kept = await lane.settings()
+        assert (kept.state, kept.aged, kept.keep_age, kept.keep_count) == ("active", 30, 60.0, 1_000)
+        assert (await lane.strict()).complete
+        for bad in ({}, {"count": -1}, {"age": -1}):
+            with pytest.raises(ff.InvalidArgument):
+                await lane.keep(**bad)
+        with pytest.raises(ff.InvalidArgument):
+            await lane.aged(0)
+        assert PartitionKey(backend.config.keys("fp")[0]) in again.reached
+    ticker.stop()
+    await running

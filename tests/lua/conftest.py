@@ -1,6 +1,6 @@
 """The servers and the engine of the Lua tests. Each test gets an empty store and a clock that only it moves.
 
-The rule kept after every test: what it left behind agrees with `invariants.py`. With FF_TEST_URL set the suite runs
+The rule kept after every test: a check of what it left behind finds nothing. With FF_TEST_URL set the suite runs
 on that server alone, which it flushes; otherwise on a real Valkey and on memory://.
 """
 

@@ -23,6 +23,7 @@ from tests.lua.engine import (
     completion,
     delay,
     failure,
+    lane_told,
     progress,
     renewal,
     revoke,
@@ -75,10 +76,9 @@ class Walk:
             c.SetExecutionTagsArgs(execution_id=id, tags={"a.b": rng.choice(["c", ""])}), waiting([id],
             rng.choice("xyz")),
             c.MarkLeaseExpiredArgs(execution_id=id), c.AnnounceTasksArgs(partition=P0, tasks=["send@1"]),
-            c.SetLaneStateArgs(partition=P0, lane_id=lane, state=rng.choice(LANE_STATES)),  # type: ignore[arg-type]
-            c.SetLaneRetentionArgs(partition=P0, lane_id=lane, age_ms=rng.choice([0, 70_000]),  # type: ignore[arg-type]
-                                   count=rng.randrange(3),
-                                   bytes=rng.choice([0, 20])),
+            lane_told(lane, state=rng.choice(LANE_STATES)),
+            lane_told(lane, age_ms=rng.choice([0, 70_000]), count=rng.randrange(3), bytes=rng.choice([0, 20])),
+            lane_told(lane, aged_s=rng.choice([0, 1, 60])), lane_told(lane, aged_s=60),
             c.PurgeArgs(partition=P0, lane_id=lane, outcome=rng.choice(["completed", "failed", "cancelled"]), limit=2,
                         before_ms=engine.now),  # type: ignore[arg-type]
         ]  # fmt: skip
@@ -98,34 +98,61 @@ class Walk:
     sets: list[str] = []
 
     async def run(self) -> None:
-        rng, engine = self.rng, self.engine
         for _ in range(STEPS):
-            what = rng.random()
-            if what < 0.2:
-                id = engine.new_id(key=str(rng.randrange(40)) if rng.random() < 0.3 else None)
-                args: Any = engine.creation(
-                    id, lane_id=rng.choice(["a", "b"]), priority=rng.randrange(-1, 2), policy=rng.choice(POLICIES),
-                    fairness_key=rng.choice([None, "k", "l"]), tags=rng.choice([{}, {"a.b": "c"}]),
-                    delay_until=rng.choice([None, engine.now + 700]), execution_kind=rng.choice(["send", "scan"]),
-                )  # fmt: skip
-                self.ids.append(id)
-            elif what < 0.4:
-                self.sets = list((await sets_of(engine, "a", "b")).values())
-                args = self.claiming(rng.choice(["a", "b"]))
-            elif what < 0.5:
-                args = c.TickArgs(partitions=[P0], ticker="t1", limit=rng.choice([1, 200]))
-            elif what < 0.6:
-                await engine.advance(rng.choice([1, 300, 1_500, 5_000, limits.RETENTION_MIN_AGE_MS]))
-                self.trace.append(f"time is {engine.now}")
-                continue
-            else:
-                args = self.step()
+            await self.one()
+
+    async def one(self) -> None:
+        """Submit, claim, tick, let time pass, or any other call."""
+        rng, engine = self.rng, self.engine
+        what = rng.random()
+        if what < 0.2:
+            id = engine.new_id(key=str(rng.randrange(40)) if rng.random() < 0.3 else None)
+            args: Any = engine.creation(
+                id, lane_id=rng.choice(["a", "b"]), priority=rng.randrange(-1, 2), policy=rng.choice(POLICIES),
+                fairness_key=rng.choice([None, "k", "l"]), tags=rng.choice([{}, {"a.b": "c"}]),
+                delay_until=rng.choice([None, engine.now + 700]), execution_kind=rng.choice(["send", "scan"]),
+            )  # fmt: skip
+            self.ids.append(id)
+        elif what < 0.4:
+            self.sets = list((await sets_of(engine, "a", "b")).values())
+            args = self.claiming(rng.choice(["a", "b"]))
+        elif what < 0.5:
+            args = c.TickArgs(partitions=[P0], ticker="t1", limit=rng.choice([1, 200]))
+        elif what < 0.6:
+            await engine.advance(rng.choice([1, 300, 1_500, 5_000, limits.RETENTION_MIN_AGE_MS]))
+            self.trace.append(f"time is {engine.now}")
+            return
+        else:
+            args = self.step()
+        try:
+            answer: Any = await engine.call(args)
+        except Rejected as refused:
+            answer = refused.code
+        self.trace.append(f"{type(args).__name__} {getattr(args, 'execution_id', '')} -> {answer!r:.150}")
+        self.jobs += getattr(answer, "jobs", None) or getattr(getattr(answer, "claimed", None), "jobs", [])
+
+    async def drain(self) -> list[Any]:
+        """Lift what keeps work from ending and let time pass; answers what has not ended all the same."""
+        engine = self.engine
+        for what in WHAT:
+            await engine.call(c.ReleaseArgs(partition=P0, what=what))
+        for lane in "ab":
+            await engine.call(lane_told(lane, state="active"))
+        for id in self.ids:
             try:
-                answer: Any = await engine.call(args)
-            except Rejected as refused:
-                answer = refused.code
-            self.trace.append(f"{type(args).__name__} {getattr(args, 'execution_id', '')} -> {answer!r:.150}")
-            self.jobs += getattr(answer, "jobs", None) or getattr(getattr(answer, "claimed", None), "jobs", [])
+                await engine.call(unblock(id))
+            except Rejected:
+                pass
+        for _ in range(60):
+            await engine.pass_time(2_000)
+            sets = list((await sets_of(engine, "a", "b")).values())
+            jobs = await engine.claim(200, lanes=["a", "b"], capability_sets=sets)
+            rows = [c.Completion(job.execution_id, wire(job), b"r") for job in jobs]
+            await engine.call(finishing([], engine.claiming(0), items=rows))
+        page = await engine.call(
+            c.ListExecutionsArgs(partition=P0, states=["ready", "granted", "delayed", "blocked", "active"])
+        )
+        return page.items
 
 
 LANE_STATES = ["active", "active", "paused", "draining"]
@@ -148,22 +175,5 @@ async def test_whatever_happened_everything_can_be_drained(engine: Engine, seed:
     """No state may be a trap: once holds, blocks and pauses are lifted, every execution comes to an end."""
     walk = Walk(engine, seed + 1_000)
     await walk.run()
-    for what in WHAT:
-        await engine.call(c.ReleaseArgs(partition=P0, what=what))
-    for lane in "ab":
-        await engine.call(c.SetLaneStateArgs(partition=P0, lane_id=lane, state="active"))  # type: ignore[arg-type]
-    for id in walk.ids:
-        try:
-            await engine.call(unblock(id))
-        except Rejected:
-            pass
-    for _ in range(60):
-        await engine.pass_time(2_000)
-        sets = list((await sets_of(engine, "a", "b")).values())
-        jobs = await engine.claim(200, lanes=["a", "b"], capability_sets=sets)
-        rows = [c.Completion(job.execution_id, wire(job), b"r") for job in jobs]
-        await engine.call(finishing([], engine.claiming(0), items=rows))
-    page = await engine.call(
-        c.ListExecutionsArgs(partition=P0, states=["ready", "granted", "delayed", "blocked", "active"])
-    )
-    assert page.items == [], f"seed {seed}: {page.items}"
+    left = await walk.drain()
+    assert left == [], f"seed {seed}: {left}"

@@ -92,6 +92,7 @@ async def test_one_answer_carries_a_bounded_number_of_bytes(engine: Engine) -> N
         await engine.submit(input_payload=big)
     answer = await engine.call(engine.claiming(4))
     assert (len(answer.jobs), answer.again) == (limits.CLAIM_BYTES // limits.PAYLOAD_BYTES, True)
+    assert await engine.violations() == [], "what did not fit is back at its place"
     assert len(await engine.claim(4)) == 2
 
 

@@ -224,6 +224,15 @@ async def test_a_replay_forgets_the_result(engine: Engine, result: bytes) -> Non
     assert not outcome.has_result
 
 
+async def test_a_replay_logs_no_attempt_that_was_logged_when_its_lease_ended(engine: Engine) -> None:
+    job = await engine.running(policy=retries(1, backoff=FixedBackoff(delay_ms=5_000)))
+    await engine.fail(job)
+    await engine.call(cancel(job.execution_id))
+    await engine.call(c.ReplayExecutionArgs(execution_id=job.execution_id))
+    (logged,) = (await engine.read(job.execution_id, "attempts")).attempts
+    assert logged.startswith("0 ") and logged.endswith("ended_failure error")
+
+
 async def test_replays_are_counted_and_bounded(engine: Engine) -> None:
     job = await engine.running(policy={"max_replay_count": 1})
     replay = c.ReplayExecutionArgs(execution_id=job.execution_id)

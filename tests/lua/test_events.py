@@ -49,7 +49,7 @@ async def test_a_cursor_older_than_what_was_trimmed_is_refused_never_skipped(eng
     for n in range(limits.EVENTS_N // 64):
         await engine.backend.call_all([])
         for m in range(64):
-            engine.backend._calls.call("XADD", f"ff:{P0}:ev", f"{1_000 + n}-{m}", "e", "x")
+            engine.backend._calls.call("XADD", f"ff:{P0}:ev", f"{1_000 + n}-{m}", "o", "x")
     await engine.command("PING")
     assert await engine.refused("cursor_expired", c.ReadEventsArgs(partition=P0, after="999-0")) == "1000-0"
     assert len(await feed(engine, after="1000-0", limit=5)) == 5
@@ -59,7 +59,7 @@ async def test_a_cursor_older_than_what_was_trimmed_is_refused_never_skipped(eng
 async def test_the_feed_is_bounded(engine: Engine) -> None:
     for n in range(limits.EVENTS_N // 64 + 8):
         for m in range(64):
-            engine.backend._calls.call("XADD", f"ff:{P0}:ev", f"{1_000 + n}-{m}", "e", "x")
+            engine.backend._calls.call("XADD", f"ff:{P0}:ev", f"{1_000 + n}-{m}", "o", "x")
     await engine.submit()
     assert await engine.command("XLEN", f"ff:{P0}:ev") < limits.EVENTS_N + 200
 
@@ -84,6 +84,26 @@ async def test_the_history_of_one_execution_is_picked_from_the_feed(engine: Engi
     assert [row.text.split()[2] for row in first.entries + rest.entries] == ["ready", "active", "completed"]
     again = await engine.call(asking, after=rest.cursor)
     assert (again.entries, again.cursor) == ([], rest.cursor), "at the end a cursor stays where it is"
+
+
+async def test_one_call_of_a_history_looks_at_a_bounded_piece_of_the_feed(engine: Engine) -> None:
+    for _ in range(limits.HISTORY_N):
+        await engine.submit(lane_id="before")
+    await engine.advance(1)
+    job = await engine.running()
+    for n in range(limits.HISTORY_N + 20):
+        await engine.call(c.HoldArgs(partition=P0, what=f"task:other-{n % 2}", reason=""))
+        await engine.call(c.ReleaseArgs(partition=P0, what=f"task:other-{n % 2}"))
+    await engine.complete(job)
+    found: list[str] = []
+    after, pages = None, 0
+    while True:
+        page = await engine.call(c.ExecutionHistoryArgs(execution_id=job.execution_id, after=after))
+        found, after, pages = found + [row.text.split()[2] for row in page.entries], page.cursor, pages + 1
+        if not page.more:
+            break
+    assert found == ["ready", "active", "completed"]
+    assert pages == 3, "it begins where the execution was created"
 
 
 @pytest.mark.parametrize(

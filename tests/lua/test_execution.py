@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha1
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from ffcore.policy import RoutingRequirements
 from ffcore.states import PublicState
 from ffcore.wire import pack_pairs
 from tests.lua.conftest import servers_that_can
-from tests.lua.engine import P0, START_MS, Engine, cancel, missing, timeouts
+from tests.lua.engine import P0, START_MS, Engine, cancel, lane_told, missing, timeouts
+from tests.lua.test_lane import numbers_of
 
 
 async def test_a_created_execution_waits_with_everything_it_was_given(engine: Engine) -> None:
@@ -64,7 +66,7 @@ async def test_another_request_under_the_same_id_is_a_conflict_and_changes_nothi
 
 async def test_a_duplicate_is_answered_even_where_a_new_one_would_be_refused(engine: Engine) -> None:
     id = await engine.submit()
-    await engine.call(c.SetLaneStateArgs(partition=P0, lane_id="mail", state="disabled"))
+    await engine.call(lane_told("mail", state="disabled"))
     assert await engine.call(engine.creation(id)) == c.Duplicate(id)
     await engine.refused("lane_closed", engine.creation())
 
@@ -202,28 +204,62 @@ async def test_create_refuses_capabilities_and_sizes_alone(engine: Engine) -> No
 
 @pytest.mark.parametrize("state", ["draining", "disabled"])
 async def test_a_closed_lane_takes_nothing_new(engine: Engine, state: str) -> None:
-    await engine.call(c.SetLaneStateArgs(partition=P0, lane_id="mail", state=state))
+    await engine.call(lane_told("mail", state=state))
     assert await engine.refused("lane_closed", engine.creation()) == state
     await engine.submit(lane_id="other")
 
 
 async def test_a_paused_lane_takes_work(engine: Engine) -> None:
-    await engine.call(c.SetLaneStateArgs(partition=P0, lane_id="mail", state="paused"))
+    await engine.call(lane_told("mail", state="paused"))
     await engine.submit()
     assert await engine.claim() == []
 
 
 async def test_lane_names_are_bounded(engine: Engine) -> None:
     await engine.submit()
-    await engine.command("HSET", f"ff:{P0}:lanes", "#", limits.LANES_N)
-    assert await engine.refused("too_many_names", engine.creation(lane_id="one-more")) == "lanes"
+    table = numbers_of(limits.LANES_N - 1)
+    await engine.command("HSET", f"ff:{P0}:lanes", *table)
+    detail = await engine.refused("too_many_names", engine.creation(lane_id="one-more"))
+    assert detail == "4096 lanes are in use here; one that is idle for ten minutes is forgotten"
     await engine.submit()
-    await engine.command("HSET", f"ff:{P0}:lanes", "#", 1)
+    await engine.command("HDEL", f"ff:{P0}:lanes", *table[::2])
+
+
+async def fill_policies(engine: Engine, n: int) -> None:
+    """As if so many others had been stored here; nobody uses them."""
+    rows: list[Any] = []
+    for i in range(1000, 1000 + n):
+        rows += [sha1(f"{i}".encode()).hexdigest()[:20], i, f"#{i}", f"{i}"]
+    await engine.command("HSET", f"ff:{P0}:policies", *rows)
+
+
+async def test_policies_nobody_uses_are_forgotten(engine: Engine) -> None:
+    """Else the table would be full for good some day. A policy that is used only by a job that moves while the walk is
+    under way counts as used."""
+    kept = [await engine.submit(policy={"max_replay_count": n}) for n in range(1, 4)]
+    for job in await engine.claim(2):
+        await engine.complete(job)
+    await fill_policies(engine, limits.POLICIES_N // 2)
+    await engine.submit(policy={"max_replay_count": 4})
+    (row,) = await engine.command("HMGET", f"ff:{P0}", "marking")
+    assert row == b"walk"
+    await engine.claim(9)
+    for _ in range(40):
+        await engine.submit(policy={"max_replay_count": 5})
+        await engine.tick()
+    left = await engine.command("HGETALL", f"ff:{P0}:policies")
+    numbers = sorted(int(left[i][1:]) for i in range(0, len(left), 2) if left[i].startswith(b"#"))
+    assert numbers == [1, 2, 3, 4, 5]
+    for n, id in enumerate(kept, 1):
+        assert b'"max_replay_count":%d,' % n in (await engine.read(id)).policy
+    header = (await engine.call(c.ReadHeaderArgs(partition=P0))).fields
+    assert "marking" not in header and header["v"] == "1"
+    assert await engine.command("EXISTS", f"ff:{P0}:marks") == 0
 
 
 async def test_a_policy_beyond_the_table_is_kept_with_its_execution(engine: Engine) -> None:
     await engine.submit(policy={"max_replay_count": 1})
-    await engine.command("HSET", f"ff:{P0}:policies", "n", limits.POLICIES_N)
+    await fill_policies(engine, limits.POLICIES_N - 1)
     id = await engine.submit(policy={"max_replay_count": 2})
     assert b'"max_replay_count":2' in (await engine.read(id)).policy
     jobs = await engine.claim(2)
@@ -267,7 +303,7 @@ async def test_the_same_id_twice_in_one_batch_is_created_once(engine: Engine) ->
 
 async def test_what_all_rows_share_refuses_all_new_rows(engine: Engine) -> None:
     known = await engine.submit()
-    await engine.call(c.SetLaneStateArgs(partition=P0, lane_id="mail", state="draining"))
+    await engine.call(lane_told("mail", state="draining"))
     rows = [c.NewExecution(known, b"d" * 16, b""), c.NewExecution(engine.new_id(), b"d" * 16, b"")]
     given: dict[str, Any] = {"partition": P0, "namespace": "default", "execution_kind": "send", "items": rows}
     answer = await engine.call(c.CreateManyArgs(lane_id="mail", **given))

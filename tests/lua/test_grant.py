@@ -16,6 +16,7 @@ from tests.lua.engine import (
     cancel,
     completion,
     delay,
+    lane_told,
     missing,
     progress,
     revoke,
@@ -140,10 +141,10 @@ async def test_a_scheduler_cannot_start_what_is_held_or_of_a_paused_lane(engine:
     assert await engine.state(id) == "blocked"
     await engine.call(c.ReleaseArgs(partition=P0, what="task:send"))
     await engine.tick()
-    await engine.call(c.SetLaneStateArgs(partition=P0, lane_id="mail", state="paused"))
+    await engine.call(lane_told("mail", state="paused"))
     assert await engine.refused("execution_not_eligible", issue(id)) == "lane paused"
     lost = await crashed(engine, lane_id="other")
-    await engine.call(c.SetLaneStateArgs(partition=P0, lane_id="other", state="disabled"))
+    await engine.call(lane_told("other", state="disabled"))
     assert await engine.call(reissue(lost)) == c.NotReclaimable(lost, "lane disabled")
 
 
@@ -165,7 +166,7 @@ async def test_there_is_no_work_in_a_lane_nobody_knows_or_that_starts_none(engin
     assert await engine.call(for_worker(lane_id="none")) == c.NoWork()
     assert await engine.call(for_worker(), lane_id="#") == c.NoWork()
     await engine.submit()
-    await engine.call(c.SetLaneStateArgs(partition=P0, lane_id="mail", state="disabled"))
+    await engine.call(lane_told("mail", state="disabled"))
     assert await engine.call(for_worker()) == c.NoWork()
 
 

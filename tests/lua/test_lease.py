@@ -220,6 +220,17 @@ async def test_a_lease_that_is_a_little_late_has_no_grace(engine: Engine) -> Non
     assert await engine.state(job.execution_id) == "reclaimable"
 
 
+async def test_a_lease_that_a_busy_ticker_has_not_reached_has_no_grace(engine: Engine) -> None:
+    """It is overdue as after an outage, but the partition was written to all the time."""
+    jobs = [await engine.running() for _ in range(3)]
+    await engine.advance(TTL + 1)
+    for _ in jobs:
+        await engine.tick(limit=1)
+        await engine.advance(limits.OVERDUE_MS - 1)
+    assert [await engine.state(job.execution_id) for job in jobs] == ["reclaimable"] * 3
+    assert "grace_until" not in (await engine.call(c.ReadHeaderArgs(partition=P0))).fields
+
+
 async def test_a_late_delay_alone_is_no_outage(engine: Engine) -> None:
     await engine.submit(delay_until=START_MS + 10)
     await engine.advance(10 + limits.OVERDUE_MS * 5)
@@ -306,3 +317,11 @@ async def test_a_lease_that_ends_while_the_store_is_full_is_taken_again(engine: 
         await engine.complete(again, b"r" * 1_000)
     finally:
         await engine.command("CONFIG", "SET", "maxmemory", "0")
+
+
+async def test_a_reason_is_cut_between_characters(engine: Engine) -> None:
+    job = await engine.running()
+    await engine.call(revoke(job.execution_id, reason="a" + "é" * 150))
+    feed = await engine.call(c.ReadEventsArgs(partition=P0))
+    (told,) = [text for entry in feed.entries for text in entry.fields if "é" in text]
+    assert told.endswith("revoked a" + "é" * 99)

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 import ffcore.contracts as c
-from ffbackend_valkey.library import assemble, lua_root
 from ffcore.contracts.upkeep import OutboxRef, OwedRow
 from ffcore.errors import Unavailable
 from ffcore.ids import partition_of, uuid_of
@@ -21,23 +20,23 @@ from tests.integration.proxy import until
 from tests.lua.engine import P0, Engine, library_of, open_engine
 
 OWING = '''run = function(p, a)
-    outbox.add(p, record.load(p, a.data), "{fp:1}", "note", "a body, with spaces")
+    for uuid in string.gmatch(a.data, "%S+") do
+      outbox.add(p, record.load(p, uuid), "{fp:1}", "note", "a body, with spaces")
+    end
     return { "ok" }
   end,'''
 
 
 @pytest.fixture
 async def owing(store_url: str) -> AsyncIterator[Engine]:
-    source = (lua_root() / "library.lua").read_text()
-    at = source.index('name = "ff_noop"')
-    changed = source[at:].replace('flags = { "no-writes" }', "flags = {}", 1)
+    lib = library_of()
+    at = lib.source.index('name = "ff_noop"')
+    changed = lib.source[at:].replace('flags = { "no-writes" }', "flags = {}", 1)
     changed = changed.replace('run = function() return { "ok" } end,', OWING, 1)
     assert "outbox.add" in changed
-    clock = library_of().source  # the swapped clock is taken from the library the other tests load
-    swapped = clock[clock.index("-- shared/clock.lua") : clock.index("-- shared/keys.lua")]
-    engine = await open_engine(
-        store_url, assemble(replace={"library.lua": source[:at] + changed, "shared/clock.lua": swapped})
-    )
+    signatures = {**lib.signatures, "ff_noop": lib.signatures["ff_noop"]._replace(flags=())}
+    changed = lib.source[:at] + changed
+    engine = await open_engine(store_url, lib._replace(sha="owing", source=changed, signatures=signatures))
     try:
         yield engine
     finally:
@@ -97,3 +96,14 @@ async def test_a_ticker_delivers_what_it_knows_and_leaves_the_rest_owed(owing: E
     await owing.advance(5_000)
     assert await owed(owing) == []
     assert len(tries) == 2
+
+
+async def test_what_one_call_owes_twice_is_two_rows(owing: Engine) -> None:
+    id = await owing.submit()
+    await owing.call(c.NoopArgs(partition=P0, data=f"{uuid_of(id)} {uuid_of(id)}".encode()))
+    await owing.advance(1_001)
+    rows = [row.row for row in await owed(owing)]
+    assert len(set(rows)) == 2
+    await owing.call(c.AckOutboxArgs(partition=P0, items=[OutboxRef(rows[0])]))
+    await owing.advance(1_001)
+    assert [row.row for row in await owed(owing)] == rows[1:]

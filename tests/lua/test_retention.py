@@ -9,14 +9,15 @@ import pytest
 import ffcore.contracts as c
 from ffcore import limits
 from tests.lua import invariants
-from tests.lua.engine import P0, START_MS, Engine, cancel
+from tests.lua.engine import P0, START_MS, Engine, cancel, lane_told
 
 DAY = 24 * 3600 * 1000
 MIN = limits.RETENTION_MIN_AGE_MS
 
 
-def retention(**options: int) -> c.SetLaneRetentionArgs:
-    return c.SetLaneRetentionArgs(partition=P0, lane_id="mail", **options)  # type: ignore[arg-type]
+def retention(**options: int) -> c.ApplySettingsArgs:
+    """No bound but those given."""
+    return lane_told(**({"age_ms": 0} | options))  # type: ignore[no-any-return]
 
 
 async def finished(engine: Engine, n: int = 1, result: bytes = b"", **options: Any) -> list[Any]:
@@ -170,6 +171,8 @@ async def test_tombstones_are_swept_when_their_window_ends(engine: Engine) -> No
     await engine.advance(MIN + 1)
     await until_quiet(engine)
     assert await engine.command("KEYS", "*:tomb:*") == []
+    due = await engine.command("ZRANGE", f"ff:{P0}:reap", 0, -1)
+    assert [member for member in due if member.startswith(b"tomb")] == [], "nobody looks for what is gone"
 
 
 async def test_a_tombstone_made_while_its_neighbours_are_swept_is_not_forgotten(engine: Engine) -> None:

@@ -78,3 +78,11 @@ async def test_a_compensation_whose_worker_dies_is_claimed_again(engine: Engine)
     (again,) = await engine.claim(n=900)
     await engine.complete(again)
     assert await engine.state(job.execution_id) == "failed"
+
+
+async def test_the_report_that_ended_it_may_be_sent_again_while_compensations_wait(engine: Engine) -> None:
+    """The reply may be lost here too: whoever reported must not be told that somebody else has the lease."""
+    job = await saga(engine)
+    await engine.fail(job, "fatal")
+    assert (await engine.fail(job, "fatal")).replayed
+    assert (await engine.read(job.execution_id)).fields["ended_by"] == "fail"

@@ -226,6 +226,28 @@ async def test_leases_are_listed_by_their_end(engine: Engine) -> None:
     assert await engine.refused("invalid_input", c.ListLeasesArgs(partition=P0), limit=0) == "limit"
 
 
+async def test_leases_of_one_lane_are_found_behind_any_number_of_others(engine: Engine) -> None:
+    """The filter is exact, however many leases one call looks at; equal ends are told apart by their ids."""
+    await engine.submit_many(limits.PAGE_MAX_N + 10)
+    while await engine.claim(200):
+        pass
+    await engine.advance(1)
+    rare = {(await engine.running(lane_id="rare")).execution_id for _ in range(3)}
+    found: list[Any] = []
+    cursor, pages = None, 0
+    while cursor != "":
+        page = await engine.call(c.ListLeasesArgs(partition=P0, lane_id="rare", limit=2, cursor=cursor))  # type: ignore[arg-type]
+        found, cursor, pages = found + page.items, page.cursor, pages + 1
+    assert {row.execution_id for row in found} == rare and len(found) == 3
+    assert pages > 2, "a page without a row has a successor all the same"
+    every, cursor = list[Any](), None
+    while cursor != "":
+        page = await engine.call(c.ListLeasesArgs(partition=P0, limit=300, cursor=cursor))
+        every, cursor = every + [row.execution_id for row in page.items], page.cursor
+    assert len(every) == len(set(every)) == limits.PAGE_MAX_N + 13
+    assert "cursor" in await engine.refused("invalid_offset", c.ListLeasesArgs(partition=P0, cursor="x"))
+
+
 # ---- capability sets ---------------------------------------------------------------------------------
 
 

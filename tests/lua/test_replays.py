@@ -1,0 +1,130 @@
+"""Every answer that repeats an earlier one writes: a WAIT for replicas behind a call that wrote nothing would report
+the first call's write as safe although no replica has it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+import ffcore.contracts as c
+from tests.lua.engine import P0, TTL, Engine, cancel, completion, delay, failure, retries, unclaim
+from tests.lua.test_block import block
+from tests.lua.test_claim import finishing
+from tests.lua.test_grant import claim, issue, reclaim, reissue, resume
+
+Prepare = Callable[[Engine], Awaitable[Any]]
+"""Makes what is needed; answers the call to be made twice."""
+
+
+async def create(engine: Engine) -> Any:
+    return engine.creation()
+
+
+async def create_many(engine: Engine) -> Any:
+    rows = [c.NewExecution(engine.new_id(), b"d" * 16, b"hello")]
+    return c.CreateManyArgs(partition=P0, items=rows, namespace="default", lane_id="mail", execution_kind="send")  # type: ignore[arg-type]
+
+
+async def create_purged(engine: Engine) -> Any:
+    """Its key is taken although its record is gone."""
+    args = engine.creation(engine.new_id(key="k"))
+    await engine.call(args)
+    await engine.call(cancel(args.execution_id))
+    await engine.call(c.PurgeArgs(partition=P0, lane_id="mail", outcome="cancelled", before_ms=engine.now))  # type: ignore[arg-type]
+    return args
+
+
+async def claim_batch(engine: Engine) -> Any:
+    await engine.submit()
+    return engine.claiming()
+
+
+async def complete(engine: Engine) -> Any:
+    return completion(await engine.running())
+
+
+async def complete_many(engine: Engine) -> Any:
+    return finishing([await engine.running()], engine.claiming(0))
+
+
+async def fail(engine: Engine) -> Any:
+    return failure(await engine.running(policy=retries(1)))
+
+
+async def fail_for_good(engine: Engine) -> Any:
+    return failure(await engine.running())
+
+
+async def put_off(engine: Engine) -> Any:
+    return delay(await engine.running(), engine.now + 1_000)
+
+
+async def hand_back(engine: Engine) -> Any:
+    return unclaim(await engine.running())
+
+
+async def cancel_waiting(engine: Engine) -> Any:
+    return cancel(await engine.submit())
+
+
+async def cancel_running(engine: Engine) -> Any:
+    return cancel((await engine.running()).execution_id)
+
+
+async def block_ready(engine: Engine) -> Any:
+    return block(await engine.submit())
+
+
+async def grant(engine: Engine) -> Any:
+    return issue(await engine.submit())
+
+
+async def claim_granted(engine: Engine) -> Any:
+    id = await engine.submit()
+    await engine.call(issue(id))
+    return claim(id)
+
+
+async def claim_resumed(engine: Engine) -> Any:
+    job = await engine.running()
+    await engine.call(unclaim(job))
+    await engine.call(issue(job.execution_id))
+    return resume(job.execution_id)
+
+
+async def _lost(engine: Engine) -> Any:
+    job = await engine.running()
+    await engine.pass_time(TTL + 1)
+    return job.execution_id
+
+
+async def reclaim_grant(engine: Engine) -> Any:
+    return reissue(await _lost(engine))
+
+
+async def reclaim_granted(engine: Engine) -> Any:
+    id = await _lost(engine)
+    await engine.call(reissue(id))
+    return reclaim(id)
+
+
+CALLS: tuple[Prepare, ...] = (
+    create, create_many, create_purged, claim_batch, complete, complete_many, fail, fail_for_good, put_off, hand_back,
+    cancel_waiting, cancel_running, block_ready, grant, claim_granted, claim_resumed, reclaim_grant, reclaim_granted,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("prepare", CALLS, ids=lambda prepare: prepare.__name__)
+async def test_a_call_that_is_repeated_writes(engine: Engine, prepare: Prepare) -> None:
+    args = await prepare(engine)
+
+    async def replays() -> int:
+        header = await engine.call(c.ReadHeaderArgs(partition=P0))
+        return int(header.fields.get("replays", "0"))
+
+    await engine.call(args)
+    before = await replays()
+    await engine.call(args)
+    assert await replays() == before + 1
