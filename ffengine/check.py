@@ -12,7 +12,7 @@ pass to pass. A system at work gives no false alarm: what may have changed betwe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -129,7 +129,20 @@ async def _look(backend: Backend, key: PartitionKey, memory: Memory | None, limi
         feed_pages_n += cursor.startswith("e ")
         if not cursor or feed_pages_n > FEED_PAGES_MAX:
             one.whole = not cursor
-            return one
+            break
+    unseen = [uuid for uuid in one.feed.told if uuid not in one.fresh and f"{key}:{uuid}" not in one.seen]
+    one.present = set(unseen) - await _gone(backend, key, unseen)
+    return one
+
+
+async def _gone(backend: Backend, key: PartitionKey, uuids: Sequence[str]) -> set[str]:
+    """Which of these do not exist. A scan does not show all there is when the server was restarted under it."""
+    gone: set[str] = set()
+    for start in range(0, len(uuids), limits.ROWS_N):
+        rows = [ExecutionRef(ExecutionId(f"{key}:{uuid}")) for uuid in uuids[start : start + limits.ROWS_N]]
+        answer = await backend.call(ReadOutcomesArgs(partition=key, items=rows))
+        gone |= {uuid_of(item.execution_id) for item in answer.items if item.state == "unknown"}
+    return gone
 
 
 async def _lost(backend: Backend, memory: Memory, looked: dict[PartitionKey, _Pass]) -> list[Violation]:
@@ -140,14 +153,10 @@ async def _lost(backend: Backend, memory: Memory, looked: dict[PartitionKey, _Pa
             id for id in memory.acknowledged
             if partition_of(id) == key and id not in one.seen and id not in memory.ended and not one.told_of_end(id)
         )  # fmt: skip
-        for start in range(0, len(missing), limits.ROWS_N):
-            rows = [ExecutionRef(ExecutionId(id)) for id in missing[start : start + limits.ROWS_N]]
-            answer = await backend.call(ReadOutcomesArgs(partition=key, items=rows))
-            found += [
-                Violation("I10", key, item.execution_id, "its submit was acknowledged and it does not exist")
-                for item in answer.items
-                if item.state == "unknown"
-            ]
+        found += [
+            Violation("I10", key, f"{key}:{uuid}", "its submit was acknowledged and it does not exist")
+            for uuid in sorted(await _gone(backend, key, [uuid_of(id) for id in missing]))
+        ]
     return found
 
 
@@ -164,8 +173,10 @@ class _Pass:
         self.began_at = self.feed.read_to
         """Where the feed is read from: what came before is known from earlier passes."""
         self._found: dict[Violation, None] = {}
-        self._fresh: set[str] = set()
+        self.fresh: set[str] = set()
         """Whom the feed told of in this pass."""
+        self.present: set[str] = set()
+        """Whom it told of earlier, and who is there although the scan did not show it."""
         self._sizes: dict[str, tuple[str, int]] = {}
         self._pages: list[Checked] = []
         """The first and the last."""
@@ -201,7 +212,7 @@ class _Pass:
         uuid, origin, to, number, _, _, _, why = event.text.split(" ", 7)
         id, epoch, last = f"{self.key}:{uuid}", int(number), self.feed.told.get(uuid)
         self.feed.told[uuid] = Told(event, to, epoch, why)
-        self._fresh.add(uuid)
+        self.fresh.add(uuid)
         if origin == "-":
             if last is not None and last.to not in _ENDED:
                 self.say("I17", id, f"event {event.event_id} creates it again; the feed had it {last.to}")
@@ -232,9 +243,11 @@ class _Pass:
         """What the feed told last of an execution is what its record said then. Whoever moved meanwhile was told of
         again, further on; that was read too. Whom it has not told of in this pass has not moved since the last one."""
         for uuid, (event, to, epoch, why) in self.feed.told.items():
+            if uuid in self.present:
+                continue
             id = f"{self.key}:{uuid}"
             record = self.seen.get(id)
-            if uuid in self._fresh:
+            if uuid in self.fresh:
                 state, number = event.state, event.lease_epoch
             else:
                 state, number = (record.state, record.lease_epoch) if record is not None else ("gone", 0)
@@ -245,7 +258,7 @@ class _Pass:
                 self.say("I17", id, f"the feed had it {to} at {event.event_id}, its record says {state}")
             elif number != epoch:
                 self.say("I8", id, f"the feed had epoch {epoch} at {event.event_id}, its record says {number}")
-            elif uuid in self._fresh and to == "blocked" and why.startswith("held ") and not event.held:
+            elif uuid in self.fresh and to == "blocked" and why.startswith("held ") and not event.held:
                 self.say("I3", id, f"{why}, and not among those a release looks at", "put it among the held")
         if not self.feed.cut:
             for id in self.seen:
@@ -311,8 +324,8 @@ class _Pass:
             # Purged: what ended before this pass began would have been seen.
             gone = [
                 uuid for uuid, told in self.feed.told.items()
-                if told.to in _ENDED
-                and (told.event.state == "gone" if uuid in self._fresh else f"{key}:{uuid}" not in self.seen)
+                if told.to in _ENDED and uuid not in self.present
+                and (told.event.state == "gone" if uuid in self.fresh else f"{key}:{uuid}" not in self.seen)
             ]  # fmt: skip
             for uuid in gone:
                 del self.feed.told[uuid]

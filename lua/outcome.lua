@@ -38,7 +38,8 @@ define {
     local refusal = fence.resolve(p, x, a.fence, a.source, "fail")
     if refusal == "replay" then
       fence.replayed(p)
-      if state.is_terminal(x.state) then return { "terminal_failed", 1 } end
+      -- With compensations to run first the end was decided all the same.
+      if state.is_terminal(x.state) or x.pending_outcome then return { "terminal_failed", 1 } end
       return { "retry_scheduled", tonumber(x.at or p.now), record.number(x, "attempt") + 1, 1 }
     end
     if refusal then return refusal end

@@ -218,7 +218,8 @@ local function compile()
     -- A worker's key ends with the digest of its name: forty digits, whatever they are.
     if kind.name == "worker" then made = string.sub(made, 1, -41) .. string.rep("%x", 40) end
     kind.pattern = "^" .. made .. "$"
-    by_stem[string.match(made, "^:(%l+)")] = kind
+    local stem = string.match(made, "^:(%l+)")
+    if stem then by_stem[stem] = kind end   -- a name outside its partition is one that nothing gives
   end
 end
 

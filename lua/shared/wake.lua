@@ -57,10 +57,18 @@ function wake.flush(p)
     p.bells = nil
     for i = 1, #set.order do
       local key, lane, cap = unpack(set.order[i])
-      local parked = redis.call("ZPOPMAX", keys.park(p, lane, cap), set.at[key])
-      for j = 1, #parked, 2 do
-        if tonumber(parked[j + 1]) >= p.now then
-          redis.call("SPUBLISH", keys.worker_channel(p, parked[j]), "work")
+      -- A worker that was killed stays parked until its time is over: a bell that nobody hears goes on to the next,
+      -- over a bounded number of dead.
+      local wanted, deaf = set.at[key], 0
+      while wanted > 0 and deaf <= LIMITS.HEADS_N do
+        local parked = redis.call("ZPOPMAX", keys.park(p, lane, cap), wanted)
+        if #parked == 0 then break end
+        for j = 1, #parked, 2 do
+          if tonumber(parked[j + 1]) >= p.now and redis.call("SPUBLISH", keys.worker_channel(p, parked[j]), "work") > 0 then
+            wanted = wanted - 1
+          else
+            deaf = deaf + 1
+          end
         end
       end
     end

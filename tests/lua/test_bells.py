@@ -34,6 +34,23 @@ async def test_a_batch_rings_as_many_workers_as_there_are_jobs_and_no_more(engin
     assert await ear.heard() == [], "nobody is parked any more"
 
 
+async def test_a_bell_that_nobody_hears_goes_on_to_the_next(engine: Engine) -> None:
+    """A worker that was killed stays parked for a while, and those who parked last are rung first."""
+    await parked_workers(engine, "alive", "dead")
+    ear = await engine.listen(*channels(engine, "alive"))
+    await engine.submit()
+    assert await ear.heard() == [("alive", "work")]
+
+
+async def test_a_bell_looks_past_a_bounded_number_of_dead(engine: Engine) -> None:
+    await parked_workers(engine, "alive", *(f"dead{n}" for n in range(limits.HEADS_N + 2)))
+    ear = await engine.listen(*channels(engine, "alive"))
+    await engine.submit()
+    assert await ear.heard() == []
+    await engine.submit()
+    assert await ear.heard() == [("alive", "work")]
+
+
 async def test_every_way_of_becoming_claimable_rings(engine: Engine) -> None:
     ear = await engine.listen(*channels(engine, "a"))
 

@@ -177,6 +177,27 @@ async def test_what_is_gone_without_having_ended_is_missed(bare: Engine) -> None
     assert {(v.invariant, v.id) for v in found} == {("I10", id), ("I17", P0)}
 
 
+async def test_a_scan_that_showed_less_than_there_is_raises_no_alarm(
+    bare: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is restarted under a scan begins it anew somewhere else."""
+    engine, memory = bare, Memory()
+    await engine.complete(await engine.running())
+    waiting = await engine.submit()
+    assert await look(engine, memory) == []
+    whole = engine.backend.call
+
+    async def half(args: Any) -> Any:
+        answer = await whole(args)
+        return replace(answer, seen=[]) if isinstance(answer, c.Checked) else answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.backend, "call", half)
+        memory.acknowledged.add(waiting)
+        assert await look(engine, memory) == []
+    assert await look(engine, memory) == []
+
+
 async def test_time_and_feed_never_run_back(bare: Engine) -> None:
     memory = Memory()
     await bare.submit()
