@@ -5,9 +5,10 @@ PYTHON ?= python3
 PY     := .venv/bin/python
 STAMP  := .venv/.installed
 ARGS   ?=
+ONLY   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test conformance-redis lint types bench wheel lock clean
+.PHONY: help venv demo test conformance-redis lint types bench wheel lock clean chaos chaos-long chaos-proof cluster mutants sim
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +58,25 @@ types: venv ## Check types: mypy and pyright on the rooms, then on the examples 
 	echo "a user's files, outside the tree:"; \
 	"$$root/.venv/bin/mypy" --strict --explicit-package-bases --python-executable "$$root/$(PY)" examples && \
 	"$$root/.venv/bin/pyright" --pythonpath "$$root/$(PY)" -p "$$dir"
+
+chaos: venv ## Kill, stop and cut real processes for 3 minutes and prove that nothing was lost (ARGS="--seed 7")
+	$(PY) -m tests.chaos $(ARGS)
+
+chaos-long: venv ## The same at ten times the size
+	$(PY) -m tests.chaos --long $(ARGS)
+
+chaos-proof: venv ## Show that the chaos run notices a broken library (about 4 minutes)
+	$(PY) -m pytest -q tests/chaos $(ARGS)
+
+cluster: venv ## Run the tests on a Valkey Cluster of their own: failover, slot migration, what is lost (ARGS="-k migration")
+	$(PY) -m pytest -q tests/cluster $(ARGS)
+
+# SEED plays one run again and prints the hash of its keyspace; RUNS and STEPS set another budget.
+sim: venv ## Simulate 240 seeded runs with faults at every call (SEED=7, RUNS=1000 STEPS=5000)
+	$(PY) -m tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(RUNS),--runs $(RUNS)) $(if $(STEPS),--steps $(STEPS)) $(ARGS)
+
+mutants: venv ## Break the Lua on purpose, 150 ways, and see each noticed (ONLY=fence, ARGS=--list, ARGS=--all)
+	$(PY) -m tests.mutants --only "$(ONLY)" $(ARGS)
 
 bench: venv ## Measure: prints numbers and the machine, asserts nothing
 	$(PY) -m bench $(ARGS)

@@ -1,0 +1,29 @@
+"""The simulation as a killer: its model predicts every answer, its audit compares what stands in the store."""
+
+from __future__ import annotations
+
+from ffbackend_valkey.library import Library
+from tests.mutants.killers import Kill, Server
+from tests.mutants.mutant import Mutant
+from tests.simulation import run
+
+SEEDS = range(6)
+STEPS = 800
+
+
+def simulation(server: Server, lib: Library, mutant: Mutant | None) -> Kill | None:
+    """Seeded runs with faults at every call; a run ends by draining what is left."""
+    calls = 0
+    server.loaded = ""  # whoever was here before has left another library
+    for seed in SEEDS:
+        try:
+            report = run(seed, STEPS, library=lib, on=server)
+        except (TimeoutError, ConnectionError) as hung:
+            server.again()
+            return Kill("simulation", f"seed {seed}: {type(hung).__name__} {hung}", calls)
+        except Exception as wrong:  # an answer that nothing can read: the control shows that it is not the harness
+            return Kill("simulation", f"seed {seed}: {type(wrong).__name__} {wrong}", calls)
+        calls += report.calls
+        if report.violation:
+            return Kill("simulation", f"seed {seed}: {report.violation}", calls)
+    return None

@@ -1,0 +1,487 @@
+"""The state machine once more, in plain Python: what each call must answer and what must stand in the store after it.
+
+Written from `docs/model.md` and `docs/decisions/`, not from the Lua, and kept as simple as it can be: a partition is
+a few dicts, every move takes effect at once. `Model.predict(args, server_ms)` answers what the engine must say;
+where a document leaves the engine a choice (the draw of a jitter) the expectation names a range instead, and the
+model takes over what was chosen (`Say.learn`). This file holds records, moves, time and order; the rules of each
+call stand in `rules_worker.py`, `rules_queue.py` and `rules_operator.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ffcore import limits
+from ffcore.policy import ExecutionPolicy
+
+UNIT = 16
+"""What one job costs in turns (decision 0004)."""
+NO_POLICY = ExecutionPolicy()
+NO_RETENTION = (limits.RETENTION_AGE_MS, 0, 0)
+QUEUED = frozenset({"ready", "reclaimable", "revoked"})
+TERMINAL = ("completed", "failed", "cancelled", "expired", "skipped")
+_ENDED = frozenset(TERMINAL)
+
+
+class Say(NamedTuple):
+    """An outcome: its tag, the fields that must have these values, and a hook for what the engine may choose."""
+
+    tag: str
+    fields: dict[str, Any] = {}
+    learn: Callable[[Any], str | None] | None = None
+    """Called with the answer; says what is wrong with it, or takes over what the engine chose."""
+
+
+class No(NamedTuple):
+    """A refusal."""
+
+    code: str
+
+
+Expected = Say | No
+
+
+class Execution:
+    """A record. `at` is the state's own instant: end of the lease, of the delay, of the grant, or when it ended."""
+
+    __slots__ = (
+        "at", "attempt", "attempt_deadline", "attempt_id", "cancel_until", "cap", "closed", "closed_n", "crashes",
+        "created_at", "deadline_at", "deadline_ms", "digest", "eligible_at", "ended_by", "epoch", "fair", "grant",
+        "hand_backs", "heard", "id", "lane", "lease_id", "left_ms", "namespace", "next", "payload", "policy",
+        "priority",
+        "reason", "replays",
+        "result", "retries", "run", "size", "state", "tags", "task", "turn", "unseen", "uuid", "version", "waiter",
+        "waiters", "worker",
+    )  # fmt: skip
+
+    def __init__(self, id: str, lane: Lane, task: str, now: int) -> None:
+        self.id, self.uuid, self.lane, self.task, self.created_at = id, id[id.index("}") + 2 :], lane, task, now
+        self.state: str = "-"
+        self.eligible_at = now
+        self.reason: str | None = None
+        self.next = "initial"
+        self.priority = 0
+        self.turn: int | None = None
+        self.cap = "-"
+        self.fair: str | None = None
+        self.at = 0
+        self.attempt: int | None = None
+        """Index of the current attempt; None before the first claim, -1 after a first claim that was refused."""
+        self.epoch = self.retries = self.crashes = self.unseen = self.hand_backs = self.replays = self.run = 0
+        self.lease_id = self.attempt_id = self.worker = ""
+        self.heard = -1
+        self.attempt_deadline: int | None = None
+        self.left_ms: int | None = None
+        self.deadline_at: int | None = None
+        self.deadline_ms: int | None = None
+        self.ended_by: str | None = None
+        self.cancel_until: int | None = None
+        self.grant: str | None = None
+        self.waiter: tuple[str, int] | None = None
+        self.waiters: dict[str, int] = {}
+        self.policy = NO_POLICY
+        self.digest = b""
+        self.payload = b""
+        self.result: bytes | None = None
+        self.tags: dict[str, str] = {}
+        self.version, self.namespace = 1, "default"
+        self.closed: int | None = None
+        """The last attempt that was logged as ended while the execution went on."""
+        self.closed_n = 0
+        self.size: int | None = None
+
+    @property
+    def fence(self) -> str:
+        return f"{self.lease_id} {self.epoch} {self.attempt_id}"
+
+    @property
+    def terminal(self) -> bool:
+        return self.state in _ENDED
+
+    @property
+    def band(self) -> int:
+        return limits.PRIORITY_MAX - self.priority
+
+    @property
+    def place(self) -> tuple[int, int, str]:
+        """Where it stands among what is ready; an aged lane asks for its age, a strict one for its turn."""
+        assert self.turn is not None
+        if self.lane.aged is not None:
+            return (0, self.eligible_at - self.priority * self.lane.aged * 1000, self.uuid)
+        return (self.band, self.turn, self.uuid)
+
+
+class Lane:
+    def __init__(self, no: int, name: str) -> None:
+        self.no, self.name = no, name
+        self.state = "active"
+        self.turn = 0
+        self.keyed = False
+        self.aged: int | None = None
+        """Seconds a point of priority is worth; None: strict."""
+        self.applied = 0
+        """Revision of the settings it has."""
+        self.caps: dict[str, str] = {}
+        self.revision = 0
+        self.bytes: int | None = None
+        self.retention = NO_RETENTION
+        self.ready: dict[str, Execution] = {}
+        self.turns: dict[int, dict[str, int]] = {}
+        """By band: the virtual time under ``-`` and each fairness key's finish."""
+
+    @property
+    def starts(self) -> bool:
+        return self.state in ("active", "draining")
+
+
+class Partition:
+    def __init__(self, key: str, now: int) -> None:
+        self.key, self.hwm, self.now = key, now, now
+        self.offset = self.offset_at = self.grace_until = self.ticker_until = self.releases = 0
+        self.ticker: str | None = None
+        self.lanes: dict[str, Lane] = {}
+        self.lanes_n = 0
+        """Numbers given to lanes; none is given twice."""
+        self.reached = 0
+        """Revision of the settings that are known here; in the store's own partition the latest."""
+        self.gate_revision = 0
+        self.settings: dict[str, tuple[int, int, dict[str, str]]] = {}
+        self.records: dict[str, Execution] = {}
+        self.leases: dict[str, int] = {}
+        self.timers: dict[str, int] = {}
+        self.reap: dict[str, int] = {}
+        self.holds: dict[str, str] = {}
+        self.held: dict[str, int] = {}
+        self.unknown: dict[str, int] = {}
+        self.claims: dict[str, tuple[int, int, list[tuple[str, int]]]] = {}
+        self.tombs: dict[str, dict[str, tuple[int, bytes]]] = {}
+        self.park: dict[tuple[int, str], dict[str, int]] = {}
+        self.workers: dict[str, int] = {}
+        self.tasks: dict[str, tuple[int, bytes]] = {}
+        self.feed: list[str] = []
+        """``uuid from to`` of each transition since the last look, and ``o`` for an operator's note."""
+        # One call's own:
+        self.grace = 0
+        self.grace_new = False
+        self.fed = False
+        self.bells: dict[tuple[int, str], int] = {}
+        self.notices: dict[str, list[str]] = {}
+        self.messages: list[tuple[str, str]] = []
+        self.soonest: int | None = None
+        self.unflushed: dict[str, tuple[int, str, tuple[int, int, str]] | None] = {}
+        """Changes of queues this call has not written yet: what stood there before."""
+        self.reap_noted: set[str] = set()
+
+
+class Base:
+    """Records, moves and time. `moves` counts (from, to); `touched` names what the last call has changed."""
+
+    def __init__(self, partitions: list[str], now: int) -> None:
+        self.partitions = {key: Partition(key, now) for key in partitions}
+        self.moves: Counter[tuple[str, str]] = Counter()
+        self.touched: dict[str, Execution] = {}
+        self.messages: list[tuple[str, str]] = []
+        self.rings: list[tuple[str, int]] = []
+
+    # ---- one call
+
+    def open(self, key: str, server_ms: int) -> Partition:
+        p = self.partitions[key]
+        p.now = max(server_ms + p.offset, p.hwm)
+        p.grace, p.grace_new = p.grace_until, False
+        if p.now - p.hwm > limits.OVERDUE_MS and p.leases:
+            first = min(p.leases.values())
+            if first <= p.now - limits.OVERDUE_MS and first > p.grace_until:
+                p.grace, p.grace_new = p.now + limits.RENEWAL_INTERVAL_MAX_MS, True
+        return p
+
+    def close(self, p: Partition) -> None:
+        if p.fed or p.grace_new:
+            p.hwm = p.now
+        if p.grace_new:
+            p.grace_until = p.grace
+        for (lane, cap), n in p.bells.items():
+            parked = p.park.get((lane, cap), {})
+            for name in sorted(parked, key=lambda name: (parked[name], name), reverse=True)[:n]:
+                if parked.pop(name) >= p.now:
+                    p.messages.append((f"w:{name}", "work"))
+        p.messages += [(f"c:{client}", "\n".join(lines)) for client, lines in p.notices.items()]
+        self.messages += [(f"ff:{p.key}:{channel}", text) for channel, text in p.messages]
+        if p.soonest is not None:
+            self.rings.append((f"ff:{p.key}:tick", p.soonest))
+        p.fed, p.grace_new, p.soonest = False, False, None
+        p.bells, p.notices, p.messages = {}, {}, []
+        p.unflushed.clear()
+        p.reap_noted.clear()
+
+    def find(self, p: Partition, id: str) -> Execution | None:
+        return p.records.get(id[id.index("}") + 2 :])
+
+    # ---- lanes and order
+
+    def lane(self, p: Partition, name: str) -> Lane:
+        lane = p.lanes.get(name)
+        if lane is None:
+            p.lanes_n += 1
+            lane = p.lanes[name] = Lane(p.lanes_n, name)
+            p.reap[f"idle:{lane.no}"] = p.now + limits.LANE_IDLE_MS
+        return lane
+
+    def served(self, lane: Lane, sets: list[str]) -> list[str]:
+        return [cap for cap in sets if cap in lane.caps]
+
+    def line(self, lane: Lane, heads: list[str]) -> list[Execution]:
+        """What is ready under these capability sets, in claim order."""
+        at = {cap: i for i, cap in enumerate(heads)}
+        ready = [x for x in lane.ready.values() if x.cap in at]
+        ready.sort(key=lambda x: (*x.place[:2], at[x.cap], x.uuid))
+        return ready
+
+    def take_turn(self, p: Partition, x: Execution) -> int:
+        """The turn of a job that becomes eligible (decision 0004)."""
+        lane = x.lane
+        if x.fair and not lane.keyed:
+            lane.keyed = True
+        if not lane.keyed:
+            lane.turn += UNIT
+            return lane.turn - UNIT
+        turns = lane.turns.setdefault(x.band, {})
+        if "-" not in turns:
+            head = self._stored_head(p, lane, x.cap)
+            turns["-"] = lane.turn if head is None else head
+        if not x.fair:
+            turn = max(lane.turn, turns["-"])
+            lane.turn = turn + UNIT
+            return turn
+        turn = max(turns["-"], turns.get(x.fair, -1))
+        turns[x.fair] = turn + UNIT
+        return turn
+
+    def _stored_head(self, p: Partition, lane: Lane, cap: str) -> int | None:
+        places = [y.place for y in lane.ready.values() if y.cap == cap and y.uuid not in p.unflushed]
+        places += [was[2] for was in p.unflushed.values() if was and was[:2] == (lane.no, cap)]
+        return min(places)[1] if places else None
+
+    def serve(self, lane: Lane, popped: list[Execution]) -> None:
+        """Virtual time follows what was served."""
+        if lane.keyed:
+            for i, x in enumerate(popped):
+                if i + 1 == len(popped) or popped[i + 1].band != x.band:
+                    turns, turn = lane.turns.setdefault(x.band, {}), x.turn or 0
+                    now = max(turns.get("-", turn), turn)
+                    for name in [name for name, finish in turns.items() if finish < turn]:
+                        del turns[name]
+                    turns["-"] = now
+
+    # ---- timers and bells
+
+    def ring(self, p: Partition, lane: Lane, cap: str, n: int = 1) -> None:
+        p.bells[lane.no, cap] = p.bells.get((lane.no, cap), 0) + n
+
+    def soon(self, p: Partition, due: int) -> None:
+        if due < p.ticker_until and (p.soonest is None or due < p.soonest):
+            p.soonest = due
+
+    def timer(self, p: Partition, kind: str, x: Execution | str, due: int | None) -> None:
+        name = f"{kind}:{x if isinstance(x, str) else x.uuid}"
+        if due is None:
+            p.timers.pop(name, None)
+        else:
+            p.timers[name] = due
+            self.soon(p, due)
+
+    def tell(self, p: Partition, worker: str, text: str) -> None:
+        if worker:
+            p.messages.append((f"w:{worker}", text))
+
+    # ---- moves
+
+    def note(self, p: Partition, text: str) -> None:
+        p.feed.append(text)
+        p.fed = True
+
+    def create(self, p: Partition, x: Execution, to: str) -> None:
+        p.records[x.uuid] = x
+        self._enter(p, x, "-", to)
+
+    def move(self, p: Partition, x: Execution, to: str) -> None:
+        """Fields of the new state are set by the caller before."""
+        was = x.state
+        if was in QUEUED:
+            x.lane.ready.pop(x.uuid, None)
+            p.unflushed.setdefault(x.uuid, (x.lane.no, x.cap, x.place))
+        elif was == "active":
+            p.leases.pop(x.uuid, None)
+        elif was == "granted":
+            self.timer(p, "grant", x, None)
+        elif was == "delayed":
+            self.timer(p, "delay", x, None)
+        elif was == "blocked":
+            p.held.pop(x.uuid, None)
+            p.unknown.pop(x.uuid, None)
+            self.timer(p, "unknown_task", x, None)
+        self._enter(p, x, was, to)
+
+    def _enter(self, p: Partition, x: Execution, was: str, to: str) -> None:
+        x.state = to
+        self.touched[x.id] = x
+        self.moves[was, to] += 1
+        if to in QUEUED:
+            x.lane.ready[x.uuid] = x
+            p.unflushed.setdefault(x.uuid, None)
+            self.ring(p, x.lane, x.cap)
+        elif to == "active":
+            p.leases[x.uuid] = x.at
+            self.soon(p, x.at)
+        elif to == "granted":
+            self.timer(p, "grant", x, x.at)
+        elif to == "delayed":
+            self.timer(p, "delay", x, x.at)
+        self.note(p, f"{x.uuid} {was} {to}")
+
+    def requeue(self, p: Partition, x: Execution) -> None:
+        """Back to its old place, as what it was."""
+        if x.turn is None:
+            x.turn = self.take_turn(p, x)
+        self.move(p, x, "reclaimable" if x.next == "reclaim" else "ready")
+
+    def finish(self, p: Partition, x: Execution, outcome: str, by: str | None = None) -> None:
+        """The one door to a terminal state. `by`: the holder's operation that led there, which may be repeated."""
+        x.ended_by = by
+        if x.deadline_at is not None:
+            self.timer(p, "deadline", x, None)
+        if x.cancel_until is not None:
+            self.timer(p, "cancel_grace", x, None)
+        self._tell_waiters(p, x, outcome)
+        x.cancel_until = x.reason = x.waiter = x.attempt_deadline = x.grant = None
+        x.at = p.now
+        self.move(p, x, outcome)
+        if x.lane.bytes is not None:
+            x.size = len(x.payload) + len(x.result or b"")
+            x.lane.bytes += x.size
+        p.reap.setdefault(f"lane:{x.lane.no}", p.now + limits.RETENTION_MIN_AGE_MS)
+
+    def _tell_waiters(self, p: Partition, x: Execution, outcome: str) -> None:
+        if x.waiter is None:
+            return
+        first, until = x.waiter
+        told = [first] if until >= p.now else []
+        others = [name for name, end in x.waiters.items() if end >= p.now]
+        told += [name for name in sorted(others, key=lambda n: (x.waiters[n], n)) if name not in told]
+        if others:
+            x.waiters = {}
+        for name in told:
+            p.notices.setdefault(name, []).append(f"{x.uuid} {outcome}")
+
+    # ---- attempts
+
+    def begin(
+        self, p: Partition, x: Execution, lease_id: str, ttl: int, worker: str, attempt_id: str | None = None,
+        timeout: int | None = None,
+    ) -> None:
+        """Lease a record: a new attempt, or the same one under a new epoch when it was interrupted to go on."""
+        x.epoch = max(x.epoch + 1, p.now)
+        deadline: int | None
+        if x.next == "resumed":
+            deadline = None if x.left_ms is None else p.now + x.left_ms
+        else:
+            x.attempt = 0 if x.attempt is None else x.attempt + 1
+            x.attempt_id = attempt_id or lease_id
+            timeout = timeout or (x.policy.timeout_policy and x.policy.timeout_policy.attempt_timeout_ms)
+            deadline = p.now + timeout if timeout else None
+        x.at = p.now + (x.policy.lease_ms or ttl)
+        if deadline is not None:
+            x.at = min(x.at, deadline)
+        x.lease_id, x.worker, x.attempt_deadline = lease_id, worker, deadline
+        x.left_ms = x.ended_by = x.grant = x.reason = None
+        self.move(p, x, "active")
+
+    def left(self, p: Partition, x: Execution) -> int | None:
+        return None if x.attempt_deadline is None else max(1, x.attempt_deadline - p.now)
+
+    def cancelled_instead(self, p: Partition, x: Execution, operation: str = "cancel") -> bool:
+        """A cancel that was requested wins over every end of a lease that is not a completion or a final failure."""
+        if x.cancel_until is None:
+            return False
+        self.finish(p, x, "cancelled", operation)
+        return True
+
+    def reclaims_allowed(self, x: Execution) -> int:
+        timeouts = x.policy.timeout_policy
+        return min(x.policy.max_reclaim_count, timeouts.max_reclaim_count if timeouts else 100)
+
+    def interrupt(self, p: Partition, x: Execution, to: str, crashes: int, unseen: int) -> None:
+        """The lease is gone and the execution goes on under another attempt, unless it has crashed too often."""
+        if crashes > self.reclaims_allowed(x):
+            x.crashes = crashes
+            self.finish(p, x, "failed")
+            return
+        self.log(x)
+        x.next, x.crashes, x.unseen, x.attempt_deadline, x.left_ms = "reclaim", crashes, unseen, None, None
+        if x.turn is None:
+            x.turn = self.take_turn(p, x)
+        self.move(p, x, to)
+
+    @staticmethod
+    def log(x: Execution) -> None:
+        x.closed, x.closed_n = x.attempt, x.closed_n + 1
+
+    def expire_lease(self, p: Partition, x: Execution) -> None:
+        if self.cancelled_instead(p, x):
+            return
+        if x.attempt_deadline is not None and x.attempt_deadline <= p.now:
+            self.fail(p, x, "timeout", None)
+        elif x.heard == x.epoch:
+            self.interrupt(p, x, "reclaimable", x.crashes + 1, 0)
+        else:
+            self.interrupt(p, x, "reclaimable", x.crashes + (x.unseen > 0), x.unseen + 1)
+
+    def fail(
+        self, p: Partition, x: Execution, category: str, operation: str | None, given: Any = None,
+        after_ms: int | None = None,
+    ) -> str:  # fmt: skip
+        raise NotImplementedError
+
+    # ---- what is due
+
+    def run_due(self, p: Partition, limit: int) -> int:
+        """Leases that ran out, then timers, each up to `limit`, oldest first; what one of them sets is not run."""
+        lost: list[str] = []
+        ready = self._due(p.timers, p.now, limit)
+        if p.grace < p.now:
+            lost = self._due(p.leases, p.now, limit)
+            for uuid in lost:
+                self.expire_lease(p, p.records[uuid])
+        for name in ready:
+            kind, _, uuid = name.partition(":")
+            self.timer(p, kind, uuid, None)
+            handler: Callable[[Partition, str], None] = getattr(self, f"due_{kind}")
+            handler(p, uuid)
+        return len(lost) + len(ready)
+
+    @staticmethod
+    def _due(timers: dict[str, int], now: int, limit: int) -> list[str]:
+        return sorted((name for name, due in timers.items() if due <= now), key=lambda n: (timers[n], n))[:limit]
+
+    def open_states(self) -> Iterator[Execution]:
+        """What has not ended yet."""
+        for p in self.partitions.values():
+            for x in p.records.values():
+                if not x.terminal:
+                    yield x
+
+
+def digest_of(text: str) -> str:
+    """How capability sets and fairness keys are shortened."""
+    return hashlib.sha1(text.encode()).hexdigest()[:12]
+
+
+def policy_of(given: Any) -> ExecutionPolicy:
+    if given is None or given == b"":
+        return NO_POLICY
+    return given if isinstance(given, ExecutionPolicy) else msgspec.json.decode(given, type=ExecutionPolicy)

@@ -1,0 +1,43 @@
+"""The model as a whole: which rule answers which call, and when a call's effects are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ffcore.args import Args
+from tests.simulation.model import Expected, Partition
+from tests.simulation.rules_operator import OperatorRules
+from tests.simulation.rules_queue import QueueRules
+from tests.simulation.rules_settings import SettingsRules
+from tests.simulation.rules_worker import WorkerRules
+
+READS = frozenset({
+    "scan_eligible", "list_holds", "list_lanes", "lane_stats", "list_capability_sets", "list_workers", "list_tasks",
+    "noop", "read_header", "read_execution", "read_outcomes", "list_executions", "list_leases", "execution_history",
+    "read_events", "list_settings",
+})  # fmt: skip
+"""Calls that change nothing."""
+
+
+class Model(WorkerRules, QueueRules, OperatorRules, SettingsRules):
+    def __init__(self, counts: str, partitions: list[str], now: int) -> None:
+        super().__init__(list(map(str, partitions)), now)
+        self.counts = counts
+
+    def predict(self, args: Args[Any], partitions: list[str], server_ms: int) -> Expected:
+        """What the engine must answer; the model's state is afterwards as the store's must be."""
+        self.server_ms = server_ms
+        name = args.function().removeprefix("ff_")
+        ps = [self.open(key, server_ms) for key in partitions]
+        if name == "claim_batch":
+            expected = self.claims(ps, args)
+        elif name == "tick":
+            expected = self.ticks(ps, args)
+        else:
+            rule: Callable[[Partition, Any], Expected] = getattr(self, f"call_{name}")
+            expected = rule(ps[0], args)
+        if name not in READS:
+            for p in ps:
+                self.close(p)
+        return expected

@@ -1,0 +1,386 @@
+"""One run: a seed decides everything. `run` plays it; a `Failure` says what went wrong and how to see it again."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ffcore.contracts as c
+from ffbackend_valkey.library import Library
+from ffcore.args import Args
+from ffcore.wire import pack_pairs
+from tests.simulation import actors
+from tests.simulation.faults import CALL_KINDS, NONE, USUAL, Faults
+from tests.simulation.scene import LANES, TOKENS, TTL, Scene, sets_for
+from tests.simulation.violation import Violation
+from tests.simulation.wire import Place, dump, fingerprint, place, virtual_library
+from tests.simulation.world import FP, WP, Refusal, Step, World
+
+
+@dataclass
+class Report:
+    """What one run, or many, did."""
+
+    seeds: list[int] = field(default_factory=list)
+    steps: int = 0
+    """Decisions of the scheduler: a call, a lost call, a pause or a fault."""
+    calls: int = 0
+    """Functions called."""
+    seconds: float = 0.0
+    faults: Counter[str] = field(default_factory=Counter)
+    seen: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(function, outcome or refusal)"""
+    moves: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(state, next state), as the model moved them: the transitions"""
+    on: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """By kind of server: functions called, and the seconds they took one process."""
+    sha256: str = ""
+    """Of the whole keyspace at the end."""
+    violation: Violation | None = None
+    trace: list[Step] = field(default_factory=list)
+    """Of the last run."""
+
+    @property
+    def transitions(self) -> int:
+        return sum(self.moves.values())
+
+    def add(self, other: Report) -> None:
+        self.seeds += other.seeds
+        self.steps += other.steps
+        self.calls += other.calls
+        self.seconds += other.seconds
+        for name in ("faults", "seen", "moves"):
+            getattr(self, name).update(getattr(other, name))
+        for kind, (calls, seconds) in other.on.items():
+            before = self.on.get(kind, (0, 0.0))
+            self.on[kind] = (before[0] + calls, before[1] + seconds)
+        self.violation = self.violation or other.violation
+        self.trace, self.sha256 = other.trace, other.sha256
+
+
+class _Actor:
+    def __init__(self, name: str, make: Callable[[str, list[str]], actors.Talk], weight: int) -> None:
+        self.base, self.make, self.weight = name, make, weight
+        self.lives = 0
+        self.answer: Any = None
+        self.lost = False
+        self.until_step = 0
+        self.until_ms = 0
+        self.inbox: list[str] = []
+        self.talk: actors.Talk
+        self.name = ""
+        self.wish: Args[Any] | None = None
+
+    def born(self) -> None:
+        self.lives += 1
+        self.name = f"{self.base}-{self.lives}"
+        self.inbox = []
+        self.talk = self.make(self.name, self.inbox)
+        self.answer, self.lost = None, False
+
+    def next(self) -> Args[Any] | None:
+        if self.lost:
+            self.lost, self.answer = False, None
+            return self.talk.throw(actors.Lost())
+        answer, self.answer = self.answer, None
+        return self.talk.send(answer)
+
+
+class Simulation:
+    """The scheduler: picks who acts, decides what goes wrong, keeps virtual time."""
+
+    def __init__(
+        self, world: World, seed: int, *, faults: Faults, check_every: int, touched: bool, checker_every: int = 0
+    ) -> None:  # fmt: skip
+        self.world, self.scene, self.faults = world, Scene(seed), faults
+        self.rng = self.scene.rng
+        self.check_every, self.touched, self.checker_every = check_every, touched, checker_every
+        self.counts: Counter[str] = Counter()
+        self.step_n = 0
+        self.later: list[tuple[int, _Actor | None, Args[Any]]] = []
+        """Calls under way: at which step they arrive, and who waits for the answer."""
+        scene = self.scene
+        self.actors = [
+            *[_Actor(f"c{i}", lambda name, _: actors.client(scene, name), 4) for i in range(2)],
+            *[_Actor(f"w{i}", lambda name, inbox: actors.worker(scene, name, inbox), 6) for i in range(4)],
+            *[_Actor(f"g{i}", lambda name, _: actors.scheduler(scene, name), 3) for i in range(2)],
+            *[_Actor(f"t{i}", lambda name, _: actors.ticker(scene, name), 2) for i in range(2)],
+            _Actor("op", lambda name, _: actors.operator(scene, name), 4),
+            _Actor("r", lambda name, _: actors.reader(scene, name), 2),
+        ]
+        self.weights = [actor.weight for actor in self.actors]
+        for actor in self.actors:
+            self._born(actor)
+
+    @classmethod
+    def after(cls, world: World) -> Simulation:
+        """One that goes on where a replayed trace has ended, without faults."""
+        sim = cls(world, 0, faults=NONE, check_every=0, touched=True)
+        sim.scene.ms = world.ms
+        return sim
+
+    def _born(self, actor: _Actor) -> None:
+        actor.born()
+        name = actor.name
+        if actor.base[0] in "wg":
+            self.world.listen([f"ff:{p}:w:{name}" for p in FP])
+        elif actor.base[0] == "c":
+            self.world.listen([f"ff:{p}:c:{name}" for p in FP])
+        elif actor.base == "t0" and actor.lives == 1:
+            self.world.listen([f"ff:{p}:tick" for p in FP])
+
+    def age(self, lane: str) -> None:
+        """Let a lane serve by age from the beginning; its order is as exact as a strict one's."""
+        values = pack_pairs({"aged_s": "2"})
+        self._ask(c.PutSettingsArgs(partition=WP, name=f"lane:{lane}", changes=values))
+        self._tell_settings()
+
+    def _tell_settings(self) -> None:
+        """Bring every partition what it lacks, in the order of the revisions, as a ticker does."""
+        since = 0
+        for row in self._ask(c.ListSettingsArgs(partition=WP)).records:
+            for p in FP:
+                self._ask(c.ApplySettingsArgs(partition=p, name=row.name, revision=row.revision, since=since,
+                                              values=pack_pairs(row.values)))  # fmt: skip
+            since = row.revision
+
+    # ---- one step
+
+    def step(self) -> None:
+        self.step_n += 1
+        rng, scene = self.rng, self.scene
+        self._pass_time()
+        if self.later and self.later[0][0] <= self.step_n:
+            _, waiting, args = self.later.pop(0)
+            answer = self._apply(args)
+            if waiting is not None:
+                waiting.answer = answer
+            return
+        (actor,) = rng.choices(self.actors, self.weights)
+        if actor.until_step > self.step_n or actor.until_ms > scene.ms:
+            return
+        args = actor.next()
+        if args is None:
+            return
+        self._send(actor, args)
+        if actor.base[0] == "w" and rng.random() < self.faults.pause:
+            self.counts["pause"] += 1
+            actor.until_ms = scene.ms + rng.randrange(TTL // 2, 3 * TTL)
+
+    def _pass_time(self) -> None:
+        rng, scene, faults = self.rng, self.scene, self.faults
+        scene.ms += rng.choice((0, 1, 3, 10, 30, 60)) if rng.random() < 0.985 else rng.randrange(400, 2_600)
+        draw = rng.random()
+        if draw < faults.jump_forward:
+            self.counts["jump_forward"] += 1
+            scene.ms += rng.randrange(3_000, 15_000)
+        elif draw < faults.jump_forward + faults.jump_back:
+            self.counts["jump_back"] += 1
+            scene.ms -= rng.randrange(200, 8_000)
+        elif draw < faults.jump_forward + faults.jump_back + faults.sleep:
+            self.counts["sleep"] += 1
+            scene.ms += rng.choice((rng.randrange(60_000, 100_000), 700_000))
+        if rng.random() < faults.flush:
+            self.counts["flush"] += 1
+            self.world.apply(Step(scene.ms, "flush"))
+        if faults.restart and rng.random() < faults.restart:
+            self.counts["restart"] += 1
+            self.world.apply(Step(scene.ms, "restart"))
+            self.check()
+
+    def _send(self, actor: _Actor, args: Args[Any]) -> None:
+        rng, faults = self.rng, self.faults
+        draw, kind = rng.random(), None
+        for name in CALL_KINDS:
+            draw -= getattr(faults, name)
+            if draw < 0:
+                kind = name
+                self.counts[name] += 1
+                break
+        if kind == "crash_before":
+            self._born(actor)
+        elif kind == "lost_before":
+            actor.lost = True
+        elif kind == "delayed_request":
+            self._post(actor, args)
+        else:
+            answer = self._apply(args)
+            if kind == "crash_after":
+                self._born(actor)
+            elif kind == "lost_after":
+                actor.lost = True
+            elif kind == "delayed_reply":
+                actor.answer = answer
+                actor.until_step = self.step_n + rng.randrange(2, 40)
+            else:
+                actor.answer = answer
+                if kind == "duplicate":
+                    self._apply(args)
+                elif kind == "late_duplicate":
+                    self._post(None, args)
+
+    def _post(self, actor: _Actor | None, args: Args[Any]) -> None:
+        arrives = self.step_n + self.rng.randrange(2, 60)
+        if actor is not None:
+            actor.until_step = arrives + 1
+        self.later.append((arrives, actor, args))
+        self.later.sort(key=lambda one: one[0])
+
+    def _apply(self, args: Args[Any]) -> Any:
+        world = self.world
+        answer = world.apply(Step(self.scene.ms, args))
+        self.scene.know(answer)
+        for channel, text in world.hear():
+            if self.faults.dropped_bell and self.rng.random() < self.faults.dropped_bell:
+                self.counts["dropped_bell"] += 1
+                continue
+            name = channel.rpartition(":")[2]
+            for actor in self.actors:
+                if actor.name == name:
+                    actor.inbox.append(text)
+        if world.checked:
+            if self.touched:
+                world.check_touched()
+            if self.check_every and world.calls % self.check_every == 0:
+                self.check(whole=False)
+        if self.checker_every and world.calls % self.checker_every == 0:
+            self.counts["checker"] += 1
+            world.check_invariants()
+        if isinstance(answer, c.Created):
+            self._acknowledged([answer.execution_id])
+        elif isinstance(answer, c.CreatedMany):
+            rows = zip(args.items, answer.items, strict=True)  # type: ignore[attr-defined]
+            self._acknowledged([row.execution_id for row, item in rows if item.state == "created"])
+        if world.calls % 50 == 0:
+            self.scene.alive = sum(1 for _ in world.model.open_states()) if world.checked else self.scene.alive // 2
+        return answer
+
+    def _acknowledged(self, created: list[str]) -> None:
+        """The checker, too, must find them from now on (I10)."""
+        self.world.memory.acknowledged.update(created)
+        self.scene.alive += len(created)
+
+    def check(self, *, whole: bool = True) -> None:
+        self.counts["checks"] += 1
+        self.world.check_all(whole=whole)
+
+    # ---- the end: faults stop, time passes, everything comes to an end
+
+    def drain(self) -> None:
+        """Whatever happened, no state is a trap (liveness)."""
+        while self.later:
+            self._apply(self.later.pop(0)[2])
+        for p in FP:
+            for what in self._ask(c.ListHoldsArgs(partition=p)).items:
+                self._ask(c.ReleaseArgs(partition=p, what=what.what))
+        for lane in LANES:
+            self._ask(c.PutSettingsArgs(partition=WP, name=f"lane:{lane}", changes=pack_pairs({"state": "active"})))
+        self._tell_settings()
+        left = self._work_off(40)
+        stuck = [row for row in left if row.state != "blocked"]
+        if stuck:
+            raise Violation("liveness", f"faults have stopped and these do not come to an end: {stuck}")
+        for row in left:
+            self._ask(c.UnblockExecutionArgs(execution_id=row.execution_id))
+        left = self._work_off(40)
+        if left:
+            raise Violation("liveness", f"nothing is blocked any more and these do not come to an end: {left}")
+
+    def _work_off(self, rounds: int) -> list[c.ListedExecution]:
+        """A good worker and a good ticker for a while; answers what has not ended."""
+        left: list[c.ListedExecution] = []
+        for _ in range(rounds):
+            for p in FP:
+                for _ in range(3):
+                    self.scene.ms += 700
+                    self._ask(c.TickArgs(partitions=[p], ticker="drain", force=True))
+                self.counts["drain"] += 1
+                me: dict[str, Any] = {
+                    "lanes": [*LANES, "rare"], "capability_sets": sets_for(frozenset(TOKENS)), "limit": 100,
+                    "worker_id": "drain", "worker_instance_id": "drain", "lease_ttl_ms": TTL,
+                }  # fmt: skip
+                answer = self._ask(c.ClaimBatchArgs(partitions=[p], claim_id=f"drain.s.{self.counts['drain']}", **me))
+                rows = [c.Completion(job.execution_id, self.scene.fence(job).wire, b"end") for job in answer.jobs]
+                me["limit"] = 0
+                done = self._ask(c.CompleteManyArgs(
+                    partition=p, claim_id=f"drain.t.{self.counts['drain']}", items=rows, **me))  # fmt: skip
+                if any(item.state == "error" for item in done.items):
+                    raise Violation("liveness", f"a good worker was refused: {done.items}")
+            left = [row for p in FP for row in self._open(p)]
+            if all(row.state == "blocked" for row in left) and not self._expected(left):
+                return left
+        return left
+
+    def _open(self, partition: Any) -> list[c.ListedExecution]:
+        states = ["ready", "granted", "delayed", "blocked", "active", "suspended"]
+        rows: list[c.ListedExecution] = self._ask(
+            c.ListExecutionsArgs(partition=partition, states=states, limit=1_000)
+        ).items
+        return rows
+
+    def _expected(self, left: list[c.ListedExecution]) -> bool:
+        """Whether time alone still moves something blocked: a task no worker knew is failed after a while."""
+        waiting = {row.execution_id for row in left if row.reason == "waiting_for_capable_worker"}
+        model = self.world.model
+        return any(
+            f"{p.key}:{name.partition(':')[2]}" in waiting
+            for p in model.partitions.values() for name in p.timers if name.startswith("unknown_task:")
+        )  # fmt: skip
+
+    def _ask(self, args: Args[Any]) -> Any:
+        answer = self._apply(args)
+        if isinstance(answer, Refusal):
+            raise Violation("liveness", f"{type(args).__name__} was refused {answer}")
+        return answer
+
+
+def run(
+    seed: int, steps: int = 1_000, *, library: Library | None = None, on: Place | str = "valkey",
+    faults: Faults = USUAL, model: bool = True, touched: bool = True, check_every: int = 20,
+    checker_every: int = 250, drain: bool = True,
+) -> Report:  # fmt: skip
+    """Play one seed on an emptied store. Never raises for what it finds: `Report.violation` holds it.
+
+    on           a `Place` to be used (and emptied), or the kind of one to start: valkey, durable, memory, a program
+    model        False: calls are made and not predicted (how fast the store alone is)
+    touched      compare the records each call changed with the model's
+    check_every  compare everything after so many calls (0: only at the end)
+    checker_every  ask the engine's checker after so many calls (0: only at the end)
+    """
+    with contextlib.ExitStack() as stack:
+        here = stack.enter_context(place(on)) if isinstance(on, str) else on
+        world = World(here, library or virtual_library(), model=model)
+        stack.callback(world.close)
+        sim = Simulation(
+            world, seed, faults=faults, check_every=check_every, touched=touched, checker_every=checker_every
+        )  # fmt: skip
+        report = Report(seeds=[seed])
+        if seed % 3 == 0:
+            sim.age("c")
+        start = time.perf_counter()
+        try:
+            for _ in range(steps):
+                sim.step()
+            if model:
+                sim.check()
+                world.check_invariants()
+                if drain:
+                    sim.drain()
+                    sim.check()
+                    world.check_invariants()
+        except Violation as found:
+            report.violation = found
+        report.seconds = time.perf_counter() - start
+        report.steps, report.calls = sim.step_n, world.calls
+        report.on = {f"{here.name}{' durable' if here.durable else ''}": (report.calls, report.seconds)}
+        report.faults, report.seen, report.moves = sim.counts, world.seen, world.model.moves
+        report.trace = world.trace
+        report.sha256 = fingerprint(dump(world.wire))
+        return report
+
+
+__all__ = ["Report", "Simulation", "run"]
