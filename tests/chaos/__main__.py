@@ -33,7 +33,7 @@ def size_of(words: argparse.Namespace) -> Size:
     seconds = words.seconds or base.seconds * times
     return Size(
         jobs=words.jobs or round(base.jobs * seconds / base.seconds), seconds=seconds, seed=words.seed,
-        mutant=words.mutant or "", faults=words.faults or {}, patience_s=words.patience,
+        mutant=words.mutant or "", faults=words.faults or {}, patience_s=words.patience, timed=not words.untimed,
     )  # fmt: skip
 
 
@@ -104,6 +104,7 @@ def main() -> int:
     parser.add_argument("--faults", type=faults_of, help="only these: KIND=N,KIND=N; the kinds are in plan.py")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds the drain may take beyond the usual")
     parser.add_argument("--mutant", choices=sorted(MUTANTS), help="break the library first: the run must fail")
+    parser.add_argument("--untimed", action="store_true", help="print how long recoveries took, do not judge it")
     parser.add_argument("--keep", action="store_true", help="keep logs and evidence")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object instead")
     words = parser.parse_args()

@@ -55,6 +55,8 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     """How many of each kind; empty: as `faults_n` says."""
     patience_s: float = 60.0
     """For the drain, beside what a long run needs anyway."""
+    timed: bool = True
+    """Whether the times of recoveries are judged: on a machine that others use they are not the engine's."""
 
     @property
     def drain_s(self) -> float:
