@@ -23,7 +23,15 @@ from ffbackend_valkey.connection import FunctionMissing
 from ffbackend_valkey.library import Library, Loaded, judge
 from ffcore.args import Args
 from ffcore.backend import BlockingCalls, StoreConfig, Subscription
-from ffcore.errors import EngineBug, EngineError, Incompatible, InvalidArgument, NotInitialised, Unavailable
+from ffcore.errors import (
+    EngineBug,
+    EngineError,
+    Incompatible,
+    InvalidArgument,
+    NotInitialised,
+    StoreFull,
+    Unavailable,
+)
 from ffcore.ids import PartitionKey, partition_index
 from ffcore.operations import Operations
 
@@ -94,6 +102,7 @@ class ValkeyBackend(Operations):
         self._listening: Listening | None = None
         self._known: frozenset[str] = frozenset()
         self._loading: asyncio.Lock = asyncio.Lock()
+        self._closed = False
 
     # ---- facts
 
@@ -150,8 +159,14 @@ class ValkeyBackend(Operations):
         if command[0] != "FCALL" or command[1] in UNCONFIRMED:
             return self._calls.call(*command)
         if self._confirming is None:
+            self._still_open()
             self._confirming = self._store.confirming()
         return self._confirming.call(*command)
+
+    def _still_open(self) -> None:
+        """A connection opened after the end would be closed by nobody."""
+        if self._closed:
+            raise Unavailable("the backend is closed", code="closed", may_have_applied=False)
 
     def _check_partition(self, partition: str) -> None:
         if self._config is None and self._known:
@@ -170,15 +185,27 @@ class ValkeyBackend(Operations):
     ) -> Reply:
         """Go on after a failed try: load a missing library, follow a cluster's redirection, wait for a store that is
         away. The last failure says whether any of the tries may have taken effect."""
-        deadline, pause, applied, hops = time.monotonic() + patience, 0.02, False, 0
+        deadline, pause, applied, hops, loads_n = time.monotonic() + patience, 0.02, False, 0, 0
         while True:
             applied = applied or getattr(failed, "may_have_applied", False)
             lead: Awaitable[Reply] | None = None
             if isinstance(failed, FunctionMissing):
                 # Nothing ran, so repeating is always right. The server was replaced or flushed its functions.
-                await self.load_library()
+                if loads_n and time.monotonic() > deadline:
+                    raise EngineBug(f"the server has the library, and not all of its functions: {failed}") from failed
+                loads_n += 1
+                try:
+                    await self.load_library()
+                except Unavailable as away:
+                    # Whatever became of the load, the call itself has not run.
+                    failed = Unavailable(str(away), code=away.code, may_have_applied=False)
+            if isinstance(failed, FunctionMissing):
+                pass
             elif isinstance(failed, EngineBug):
                 raise EngineBug(self._library.locate(str(failed))) from failed
+            elif isinstance(failed, StoreFull) and applied:
+                # This try wrote nothing; an earlier one may have. Who heard of this one alone would submit again.
+                raise Unavailable(str(failed), may_have_applied=True) from failed
             elif not isinstance(failed, Unavailable):
                 raise failed
             elif failed.code == "closed" or (applied and not repeatable) or time.monotonic() + pause > deadline:
@@ -187,7 +214,11 @@ class ValkeyBackend(Operations):
                 raise failed
             else:
                 hops += 1
-                lead = self._lead(command, send, failed) if hops % HOPS_N else None
+                try:
+                    lead = self._lead(command, send, failed) if hops % HOPS_N else None
+                except EngineError as nowhere:
+                    failed = nowhere
+                    continue
                 if lead is None:
                     await asyncio.sleep(pause * (0.5 + random.random()))
                     pause = min(pause * 2, 0.5)
@@ -220,6 +251,7 @@ class ValkeyBackend(Operations):
         self, channels: Sequence[str], on_message: Listener, on_gap: Callable[[], None] | None = None
     ) -> Subscription:
         if self._listening is None:
+            self._still_open()
             self._listening = self._store.listening()
         listening = self._listening
         await asyncio.gather(*(listening.subscribe(c, on_message) for c in channels))
@@ -310,6 +342,7 @@ class ValkeyBackend(Operations):
         self._known = frozenset(p for f in ("fp", "b", "q", "w") for p in config.keys(f))
 
     async def close(self) -> None:
+        self._closed = True
         if self._listening is not None:
             await self._listening.close()
         if self._confirming is not None:

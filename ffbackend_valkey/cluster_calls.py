@@ -238,9 +238,9 @@ class ClusterCalls:
         """Forget the routes, and take leave of nodes that serve nothing any more."""
         self._routes.clear()
         primaries = set(self.slots.primaries)
-        for address in [one for one in self._nodes if one not in primaries]:
-            node, confirming = self._nodes.pop(address), self._confirming.pop(address, None)
-            task = self._loop.create_task(_leave(node, confirming), name=f"ff leave {node.target.display}")
+        for address in (self._nodes.keys() | self._confirming.keys()) - primaries:
+            left = _leave(self._nodes.pop(address, None), self._confirming.pop(address, None))
+            task = self._loop.create_task(left, name=f"ff leave {address[0]}:{address[1]}")
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
 
@@ -301,19 +301,19 @@ def _closed() -> Unavailable:
     return Unavailable("the connection is closed", code="closed", may_have_applied=False)
 
 
-async def _leave(node: Multiplexer, confirming: Confirming | None) -> None:
+async def _leave(node: Multiplexer | None, confirming: Confirming | None) -> None:
     """Fail what has not left, let what is in flight be answered for a moment, then hang up."""
-    gone = Unavailable(f"{node.target.display} serves nothing any more", code="moved_away", may_have_applied=False)
-    node.turn_away(gone)
-    if confirming is not None:
-        confirming.turn_away(gone)
+    both = [one for one in (node, confirming) if one is not None]
+    for one in both:
+        gone = f"{one.target.display} serves nothing any more"
+        one.turn_away(Unavailable(gone, code="moved_away", may_have_applied=False))
     try:
         for _ in range(LEAVE_LOOKS_N):
-            if not node.in_flight and (confirming is None or not confirming.in_flight):
+            if not any(one.in_flight for one in both):
                 break
             await asyncio.sleep(LEAVE_S / LEAVE_LOOKS_N)
     finally:
-        node.hang_up("the node serves nothing any more")
-        await node.close()
-        if confirming is not None:
-            await confirming.close()
+        if node is not None:
+            node.hang_up("the node serves nothing any more")
+        for one in both:
+            await one.close()

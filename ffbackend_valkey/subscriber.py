@@ -211,11 +211,14 @@ class Subscriber:
         try:
             for channel in self._listeners:
                 self._confirmed[channel] = self._ask(link, "SSUBSCRIBE", channel)
+            asked = dict(self._confirmed)  # some may be left before the server has answered
             async with asyncio.timeout(self._connect_timeout):
                 results = await asyncio.gather(
-                    *(asyncio.shield(one) for one in self._confirmed.values()), return_exceptions=True
-                )
-            self._sort_out(list(self._confirmed), results)
+                    *(asyncio.shield(one) for one in asked.values()), return_exceptions=True
+                )  # fmt: skip
+            self._sort_out(list(asked), results)
+            for channel in asked.keys() - self._listeners.keys():
+                self._ask(link, "SUNSUBSCRIBE", channel)
         except TimeoutError:
             link.kill("the server did not confirm the subscriptions in time")
             raise Unavailable(f"{self.target.display} did not confirm the subscriptions in time") from None

@@ -12,9 +12,12 @@ once: in CODES if the seed has it (`spec/error_codes.json`), in OWN_CODES if thi
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+import copy
+from typing import ClassVar, Final, TypeVar
 
 from ffcore.refusals import text_of
+
+E = TypeVar("E", bound="EngineError")
 
 
 class EngineError(Exception):
@@ -185,6 +188,13 @@ OWN_CODES: Final = frozenset({
     "revision_conflict", "store_full", "not_initialised",
 })
 """Codes this engine adds to the seed's; each is raised by at least one function."""
+
+
+def alike(error: E) -> E:
+    """The same error for another caller: raised in many tasks, one would collect all their tracebacks and notes."""
+    mine = copy.copy(error)
+    mine.__cause__ = error.__cause__
+    return mine
 
 
 def rejection(code: str, detail: str = "", *, asked: str = "", about: str = "") -> EngineError:

@@ -63,6 +63,9 @@ class Client:
         """Open it, if it is not open."""
         if self._backend is None:
             backend = await self._app.backend()
+            if self._backend is not None:  # opened by another task meanwhile
+                await self._app.release()
+                return self
             self._backend, self._now_ms = backend, clock_of(backend)
             # Random, not the host's name: two clients of one process must not get each other's notices.
             self._waiters = Waiters(backend, f"c{secrets.token_hex(8)}", self.pace)

@@ -9,13 +9,12 @@ partition; jobs without a key go where their call goes, and the calls take turns
 from __future__ import annotations
 
 import asyncio
-import copy
 import random
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ffcore import ids, limits
-from ffcore.errors import EngineBug, EngineError, Unavailable, rejection
+from ffcore.errors import EngineBug, EngineError, Unavailable, alike, rejection
 from ffcore.ids import ExecutionId, PartitionKey
 
 if TYPE_CHECKING:
@@ -45,6 +44,11 @@ class New(NamedTuple):
     payload: bytes
     fairness: str | None
     tags: bytes | None
+
+    @property
+    def size(self) -> int:
+        """Bytes it adds to a call."""
+        return len(self.payload) + len(self.tags or b"")
 
 
 class _Ready(NamedTuple):
@@ -154,7 +158,7 @@ class Fold:
         while ready:
             # Two calls of about the same size, rather than one of a single job and one of all the others.
             share = -(-(group.rows_n + len(ready)) // FLYING)
-            n, full = fill((len(one.new.payload) for one in ready), min(share, limits.BULK_N))
+            n, full = fill((one.new.size for one in ready), min(share, limits.BULK_N))
             if group.flying_n >= FLYING and not full:
                 break
             some, ready = ready[:n], ready[n:]
@@ -171,6 +175,14 @@ class Fold:
         found = self.ids_of(news, partition)
         try:
             items = await self.send(shared, partition, found, news)
+            for one, execution_id, item in list(zip(some, found, items, strict=True)):  # all of them, or none
+                if one.caller.done():
+                    continue
+                refused = refusal(shared, execution_id, one.new, item)
+                if refused is None:
+                    one.caller.set_result((execution_id, item.state == "created"))
+                else:
+                    one.caller.set_exception(refused)
         except EngineError as failed:
             _fail(some, failed)
         except asyncio.CancelledError:
@@ -179,15 +191,6 @@ class Fold:
             raise
         except Exception as broken:
             _fail(some, EngineBug(f"submitting broke: {type(broken).__name__}: {broken}"))
-        else:
-            for one, execution_id, item in zip(some, found, items, strict=True):
-                if one.caller.done():
-                    continue
-                refused = refusal(shared, execution_id, one.new, item)
-                if refused is None:
-                    one.caller.set_result((execution_id, item.state == "created"))
-                else:
-                    one.caller.set_exception(refused)
         finally:
             self._landed(group, len(some))
 
@@ -209,7 +212,7 @@ class Fold:
 
 
 def fill(sizes: Iterable[int], most: int = limits.BULK_N) -> tuple[int, bool]:
-    """How many of the first payloads one call takes, and whether it is full with them."""
+    """How many of the first jobs one call takes, by their sizes, and whether it is full with them."""
     n = bytes_n = 0
     for size in sizes:
         bytes_n += size
@@ -236,9 +239,7 @@ def refusal(shared: Shared, execution_id: ExecutionId, new: New, item: ItemCreat
 
 
 def _fail(some: Sequence[_Ready], failed: EngineError) -> None:
-    """Everybody gets an error of his own: raised in many tasks, one would collect all their tracebacks."""
+    """Everybody gets an error of his own."""
     for one in some:
         if not one.caller.done():
-            mine = copy.copy(failed)
-            mine.__cause__ = failed.__cause__
-            one.caller.set_exception(mine)
+            one.caller.set_exception(alike(failed))

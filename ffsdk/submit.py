@@ -264,7 +264,7 @@ class Submitter:
                 gate.release()
 
         async with asyncio.TaskGroup() as calls:
-            for partition, places in self._batches(raws, keyed):
+            for partition, places in self._batches(raws, keyed, len(plan.tags or b"")):
                 await gate.acquire()
                 new = [plan.new(keyed[i] if keyed else None, items[i], raws[i]) for i in places]
                 calls.create_task(send(partition, places, new))
@@ -272,7 +272,9 @@ class Submitter:
                 await asyncio.sleep(0)
         return results
 
-    def _batches(self, raws: Sequence[bytes], keyed: Sequence[ExecutionId]) -> Iterable[tuple[PartitionKey, list[int]]]:
+    def _batches(
+        self, raws: Sequence[bytes], keyed: Sequence[ExecutionId], tags_n: int
+    ) -> Iterable[tuple[PartitionKey, list[int]]]:
         """Places of items, each batch within the bounds of one call: those with keys by partition, the others in order,
         over all partitions alike."""
         groups: list[tuple[PartitionKey | None, list[int]]] = [(None, list(range(len(raws))))]
@@ -286,7 +288,7 @@ class Submitter:
         even = max(FEW_N, -(-len(raws) // (rounds * self._backend.config.fp))) if rounds else 0
         for partition, places in groups:
             while places:
-                n, _ = fill((len(raws[i]) for i in places), limits.BULK_N if partition else even)
+                n, _ = fill((len(raws[i]) + tags_n for i in places), limits.BULK_N if partition else even)
                 yield partition or self._fold.next_partition(), places[:n]
                 places = places[n:]
 

@@ -92,15 +92,22 @@ class Engine:
         except BaseException:
             self.app.url, self.app.through = self._app_url, None
             raise
+        try:
+            await self._begin()
+        except BaseException:
+            await self._close(quiet=True)
+            raise
+
+    async def _begin(self) -> None:
         self._client = await self.app.client()
         if not self._auto:
             self._time.hold_at(self._time.now_ms)
         if self.app.tasks:
             worker = self.worker(**self._options)
             # A worker that cannot start must fail the test, not stop it.
-            await asyncio.wait(
-                [asyncio.ensure_future(worker.started.wait()), self._running[0][1]], return_when=asyncio.FIRST_COMPLETED
-            )
+            started = asyncio.ensure_future(worker.started.wait())
+            await asyncio.wait([started, self._running[0][1]], return_when=asyncio.FIRST_COMPLETED)
+            started.cancel()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

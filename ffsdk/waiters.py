@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ffcore import ids, limits
-from ffcore.errors import EngineBug, EngineError, NotFound, Rejected, Unavailable
+from ffcore.errors import EngineBug, EngineError, NotFound, Rejected, Unavailable, alike
 from ffcore.ids import ExecutionId, PartitionKey
 from ffcore.states import STATES, LifecyclePhase
 from ffsdk.pace import Pace
@@ -218,7 +218,7 @@ class Waiters:
         for execution_id in chunk:
             for future in self._awaited.pop(execution_id, ()):
                 if not future.done():
-                    future.set_exception(error)
+                    future.set_exception(alike(error))
 
     # ---- the slow second way
 

@@ -149,12 +149,13 @@ async def examine(settings: Settings) -> list[Finding]:
 
 
 def _server(facts: Facts) -> list[Finding]:
+    from .library import HIDDEN
+
     found = [Finding("connection", facts.url, facts.server)]
-    found.append(
-        Finding("configuration", facts.url, facts.refusal, "violation")
-        if facts.refusal
-        else Finding("configuration", facts.url, "nothing is evicted")
-    )
+    if facts.refusal:
+        found.append(Finding("configuration", facts.url, facts.refusal, "violation"))
+    elif not any(HIDDEN in text for text in facts.warnings):
+        found.append(Finding("configuration", facts.url, "nothing is evicted"))
     found += [Finding("configuration", facts.url, text, "warning") for text in facts.warnings]
     off = abs(facts.skew_ms) > SKEW_MAX_MS
     skew = f"the server's clock is {facts.skew_ms} ms ahead of ours" + (": set both by NTP" if off else "")

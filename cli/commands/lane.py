@@ -10,8 +10,8 @@ import click
 from ffcore import limits
 
 from ..options import Group, Settings, pass_settings
-from ..render import Column, Record, span
-from ..store import client_of, lane_names, lane_record, opened, report, run
+from ..render import Column, span
+from ..store import client_of, lane_record, lane_records, opened, report, run
 
 if TYPE_CHECKING:
     from ffsdk.lanes import Lane
@@ -49,9 +49,9 @@ def lane() -> None:
 def list_(settings: Settings) -> None:
     """List lanes with their numbers. A lane exists from its first job on."""
 
-    async def read() -> list[Record]:
+    async def read() -> list[dict[str, Any]]:
         async with opened(settings) as backend:
-            return [await lane_record(backend, name) for name in await lane_names(backend)]
+            return await lane_records(backend)
 
     settings.out().rows(run(read()), COLUMNS, empty="No lanes yet: one exists from its first job on.")
 

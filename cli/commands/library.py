@@ -16,7 +16,7 @@ import click
 from ffbackend_valkey.backend import ValkeyBackend
 from ffbackend_valkey.library import Library, judge
 from ffbackend_valkey.library import library as ours
-from ffbackend_valkey.stores import check_server, connect, default_config
+from ffbackend_valkey.stores import HIDDEN, check_server, connect, default_config
 from ffcore.backend import StoreConfig
 from ffcore.errors import Incompatible
 from ffsdk.connect import resolve_url
@@ -24,7 +24,7 @@ from ffsdk.connect import resolve_url
 from ..options import Group, Settings, pass_settings
 from ..store import run
 
-__all__ = ["Facts", "bare", "initialise", "inspect", "library", "ours"]
+__all__ = ["HIDDEN", "Facts", "bare", "initialise", "inspect", "library", "ours"]
 
 
 @contextlib.asynccontextmanager

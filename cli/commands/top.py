@@ -10,7 +10,7 @@ import click
 
 from ..options import Command, Settings, pass_settings
 from ..render import Column, Out
-from ..store import DEPTHS, lane_names, lane_record, opened, run
+from ..store import DEPTHS, lane_records, opened, run
 from .lane import COLUMNS
 from .worker import worker_records
 
@@ -54,8 +54,7 @@ async def _watch(settings: Settings, out: Out, once: bool, every: float) -> None
 
 async def picture(backend: Backend) -> dict[str, Any]:
     """Everything once."""
-    lanes = [await lane_record(backend, name) for name in await lane_names(backend)]
-    return {"url": backend.url, "lanes": lanes, "workers": await worker_records(backend)}
+    return {"url": backend.url, "lanes": await lane_records(backend), "workers": await worker_records(backend)}
 
 
 class Rates:

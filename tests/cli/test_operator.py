@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from ffbackend_valkey.stores import connect
+from ffcli import store
 from ffcli.commands.top import Rates
+from ffcore.backend import Backend
 from ffcore.contracts.batch import ClaimBatchArgs, ClaimedJob
 from ffcore.ids import uuid7
 from tests.cli.conftest import FF, own_database
@@ -138,6 +140,19 @@ def test_a_lease_is_listed_and_taken_away(ff: FF, store: str, lane: str) -> None
     assert [a["ended"] for a in attempts] == ["interrupted_reclaimed"]
 
 
+def test_a_lane_that_is_forgotten_meanwhile_does_not_hide_the_others(
+    ff: FF, lane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ff("submit", "t", "--lane", lane)
+    known = store.lane_names
+
+    async def before(backend: Backend) -> dict[str, set[str]]:
+        return {"a-forgotten-one": {"active"}, **await known(backend)}
+
+    monkeypatch.setattr(store, "lane_names", before)
+    assert lane in [row["lane"] for row in ff("lane", "list", "--json").records]
+
+
 def test_a_tick_does_what_is_due(ff: FF, lane: str) -> None:
     execution_id = ff("submit", "t", "--lane", lane, "--delay", "0.001").out.strip()
     ff("engine", "tick")
@@ -180,6 +195,27 @@ def test_the_doctor_finds_a_partition_that_is_gone_and_repairs_it(bare_ff: FF, v
     assert set(sick.records[0]) == {"invariant", "id", "detail"}
     assert bare_ff("doctor", "--repair", "--yes", "--url", url).code == 0
     assert bare_ff("doctor", "--json", "--url", url).records == []
+
+
+def test_the_doctor_does_not_vouch_for_settings_it_may_not_see(bare_ff: FF, valkey_url: str) -> None:
+    url = own_database(valkey_url).removesuffix("9") + "13"
+    assert bare_ff("init", "--url", url).code == 0
+
+    async def user(*words: str) -> None:
+        backend = await connect(url)
+        try:
+            await backend.command("ACL", *words)
+        finally:
+            await backend.close()
+
+    asyncio.run(user("SETUSER", "shy", "on", ">x", "~*", "&*", "+@all", "-config"))
+    try:
+        ran = bare_ff("doctor", "--url", url.replace("://", "://shy:x@"))
+    finally:
+        asyncio.run(user("DELUSER", "shy"))
+    assert ran.code == 0 and "nothing is evicted" not in ran.out
+    assert "does not show its CONFIG" in ran.out
+    assert "nothing is evicted" in bare_ff("doctor", "--url", url).out
 
 
 def test_the_doctor_says_when_the_store_does_not_answer(bare_ff: FF) -> None:

@@ -179,3 +179,25 @@ async def test_a_memory_store_lets_its_time_pass_without_an_engine() -> None:
         assert await (await client.submit(double, 4, delay=86_400)).result() == 8
     await worker.stop()
     await running
+
+
+async def test_a_client_opened_twice_at_once_is_closed_by_one_close() -> None:
+    app = ff.App("memory://opened-twice")
+    client = app.client()
+    await asyncio.gather(client.open(), client.open())
+    await client.close()
+    assert not app.in_use
+
+
+async def test_an_engine_that_cannot_open_leaves_the_app_as_it_was(tmp_path: Path) -> None:
+    app = ff.App("memory://its-own")
+
+    @app.task
+    async def nothing() -> None: ...
+
+    before = asyncio.all_tasks()
+    with pytest.raises(ff.InvalidArgument, match="real time"):
+        async with Engine(app, url=f"embedded://{tmp_path}", auto=False):
+            pass
+    assert (app.in_use, app.url, app.through) == (False, "memory://its-own", None)
+    assert asyncio.all_tasks() == before

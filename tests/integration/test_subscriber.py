@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from ffbackend_valkey.connection import Link
 from ffbackend_valkey.multiplexer import Multiplexer
 from ffbackend_valkey.subscriber import Subscriber
 from ffbackend_valkey.url import Target, parse_url
@@ -114,6 +115,29 @@ async def test_a_cut_is_survived_and_reported_as_a_gap(proxy: Proxy, direct: Mul
         proxy.cut()
         await until(lambda: proxy.accepted == 5 and subscriber.connected, "the fifth connection")
         assert inbox.gaps == 3
+
+
+async def test_a_channel_left_while_the_connection_is_made_anew_takes_no_other_along(
+    proxy: Proxy, direct: Multiplexer, channel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox, left = Inbox(), f"{channel}:left"
+    async with listening(proxy.target) as subscriber:
+        subscriber.on_gap(inbox.gap)
+        await subscriber.subscribe(channel, inbox.take)
+        await subscriber.subscribe(left, inbox.take)
+        ask = subscriber._ask
+
+        def leave(link: Link, verb: str, name: str) -> asyncio.Future[object]:
+            if (verb, name) == ("SSUBSCRIBE", left):
+                asyncio.get_running_loop().call_soon(subscriber.forget, left)
+            return ask(link, verb, name)
+
+        monkeypatch.setattr(subscriber, "_ask", leave)
+        proxy.cut()
+        await until(lambda: inbox.gaps == 1, "the report of a gap")
+        assert await direct.call("SPUBLISH", channel, "after") == 1
+        await until(lambda: inbox.messages == [(channel, b"after")])
+        assert await direct.call("SPUBLISH", left, "nobody") == 0
 
 
 async def test_a_connection_that_went_silent_is_noticed(proxy: Proxy, direct: Multiplexer, channel: str) -> None:

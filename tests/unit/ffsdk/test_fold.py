@@ -162,6 +162,33 @@ async def test_a_bug_on_the_way_ends_the_submit_and_not_in_silence(store: Store,
     await first
 
 
+async def test_an_answer_that_is_too_short_ends_every_submit_of_its_call(store: Store, fold: Fold) -> None:
+    first, *tasks = submits(fold, "a", "b", "c", "d", "e")
+    await turns()
+    store.answers[1].set_result(CreatedMany([ItemCreated("created", "ready")]))
+    store.answer(0)
+    await turns()
+    for n in range(2, len(store.calls)):
+        store.answer(n)
+    await first
+    async with asyncio.timeout(5):
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    broken = [result for result in results if isinstance(result, BaseException)]
+    assert len(broken) == len(store.calls[1].items) > 1 and {type(error) for error in broken} == {EngineBug}
+
+
+async def test_tags_count_among_the_bytes_of_a_call(store: Store, fold: Fold) -> None:
+    tagged = New(None, b"d" * 16, b"x", None, b"t" * (limits.BATCH_BYTES // 3))
+    tasks = [asyncio.create_task(fold.submit(MAIL, tagged)) for _ in range(9)]
+    await turns()
+    for n in range(9):
+        if n < len(store.calls):
+            assert sum(len(row.payload) + len(row.tags or b"") for row in store.calls[n].items) <= limits.BATCH_BYTES
+            store.answer(n)
+            await turns()
+    await asyncio.gather(*tasks)
+
+
 async def test_who_is_cancelled_before_it_left_never_leaves(store: Store, fold: Fold) -> None:
     first, *tasks = submits(fold, *"abcdefgh")
     await turns()
