@@ -80,9 +80,14 @@ define {
       local sources, all = queue.sources(p, lane), {}
       for i = 1, #sources do
         local got = redis.call("ZRANGE", sources[i][2], 0, a.limit - 1, "WITHSCORES")
-        for j = 1, #got, 2 do all[#all + 1] = { tonumber(got[j + 1]), got[j] } end
+        -- What has not moved yet to the order of now comes behind; its scores are of another kind.
+        local rank = lane.moving and i > #sources / 2 and 1 or 0
+        for j = 1, #got, 2 do all[#all + 1] = { tonumber(got[j + 1]), got[j], rank } end
       end
-      table.sort(all, function(l, r) return l[1] < r[1] or (l[1] == r[1] and l[2] < r[2]) end)
+      table.sort(all, function(l, r)
+        if l[3] ~= r[3] then return l[3] < r[3] end
+        return l[1] < r[1] or (l[1] == r[1] and l[2] < r[2])
+      end)
       for i = 1, math.min(#all, a.limit) do ids[i] = p.id_prefix .. all[i][2] end
     end
     return { "eligible", ids }

@@ -106,21 +106,19 @@ local function forget_lane(p, lane)
   for i = 1, #known do left[#left + 1] = keys.park(p, no, known[i]) end
   for i = 1, #strays do left[#left + 1] = keys.park(p, no, strays[i]) end
   if lane.keyed then for b = 0, LIMITS.PRIORITY_MAX - LIMITS.PRIORITY_MIN do left[#left + 1] = keys.turns(p, no, b) end end
-  for i = 1, #left do redis.call("UNLINK", left[i]) end
+  redis.call("UNLINK", unpack(left))
   redis.call("HDEL", keys.lanes(p), name, "#" .. no)
   redis.call("HDEL", p.key, "s" .. no, "f" .. no, "k" .. no, "c" .. no, "a" .. no, "r" .. no, "y" .. no, "w" .. no, "e" .. no)
   timers.unreap(p, "lane", no)
   p.lanes[no], p.lane_numbers[name] = nil, nil
+  return #left
 end
 
+-- Answers about how many records the same time would forget.
 reap.on("idle", function(p, no)
   partition.flush(p)   -- so that what the store says is all there is
   local lane = lanes.of(p, no)
   if lanes.name(p, no) == "" then return 1 end
-  if is_idle(p, lane) then
-    forget_lane(p, lane)
-    return 1
-  end
   -- Those who died parked under sets no job required.
   local dead = redis.call("ZRANGE", keys.strays(p, no), "-inf", p.now, "BYSCORE", "LIMIT", 0, LIMITS.ROWS_N)
   for i = 1, #dead do
@@ -128,8 +126,11 @@ reap.on("idle", function(p, no)
     if redis.call("HEXISTS", keys.caps(p, no), dead[i]) == 0 then redis.call("UNLINK", keys.park(p, no, dead[i])) end
     redis.call("ZREM", keys.strays(p, no), dead[i])
   end
-  timers.reap(p, "idle", no, p.now + LIMITS.LANE_IDLE_MS)
-  return 1
+  local more, few = #dead == LIMITS.ROWS_N, redis.call("ZCARD", keys.strays(p, no)) <= LIMITS.ROWS_N
+  local weight = 1 + math.floor(#dead / 10)
+  if few and is_idle(p, lane) then return weight + math.floor(forget_lane(p, lane) / 10) end
+  timers.reap(p, "idle", no, more and p.now or p.now + LIMITS.LANE_IDLE_MS)
+  return weight
 end)
 
 reap.on("tomb", function(p, bucket)

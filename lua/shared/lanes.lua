@@ -55,14 +55,15 @@ function lanes.named(p, name, create)
   return lane
 end
 
--- The numbers of all lanes, in the order they were given.
-function lanes.numbers(p)
-  local rows, out = redis.call("HKEYS", keys.lanes(p)), {}
+-- The numbers of all lanes, in the order they were given; or those from a number on, the first `most` of them.
+function lanes.numbers(p, from, most)
+  local rows, found, out = redis.call("HKEYS", keys.lanes(p)), {}, {}
   for i = 1, #rows do
-    if string.byte(rows[i]) == 35 then out[#out + 1] = tonumber(string.sub(rows[i], 2)) end
+    local number = string.byte(rows[i]) == 35 and tonumber(string.sub(rows[i], 2))
+    if number and number >= (from or 0) then found[#found + 1] = number end
   end
-  table.sort(out)
-  for i = 1, #out do out[i] = string.format("%.0f", out[i]) end
+  table.sort(found)
+  for i = 1, math.min(#found, most or #found) do out[i] = string.format("%.0f", found[i]) end
   return out
 end
 

@@ -39,8 +39,10 @@ function order.choose(p, lane, cap, got)
   for i = 1, #got, 2 do place[got[i]] = i end
   for i = 1, #got, 2 do
     local id, turn = got[i], got[i + 1]
-    local fair = redis.call("HGET", keys.core(p, id), record.short("fair")) or "-"
-    local best = redis.call("ZPOPMIN", keys.tenant(p, lane.no, cap, fair), 1)[1]
+    place[id] = nil   -- from here on it is one of those in line, or goes
+    local known = redis.call("HMGET", keys.core(p, id), record.short("state"), record.short("fair"))
+    -- A member without a record is what an interrupted repair leaves: it has nothing to give.
+    local best = known[1] and redis.call("ZPOPMIN", keys.tenant(p, lane.no, cap, known[2] or "-"), 1)[1]
     if best and best ~= id then
       local later = place[best]
       if later then
@@ -53,6 +55,7 @@ function order.choose(p, lane, cap, got)
         redis.call("ZREM", key, best)
         if lane.moving then redis.call("ZREM", keys.before(p, lane.no, cap), best) end
         redis.call("ZADD", key, other, id)
+        if p.whole then record.load_all(p, id) end   -- it moves, and a walk relies on whoever moves a record to touch it
         redis.call("HSET", keys.core(p, id), record.short("turn"), string.format("%.0f", other % BAND))
         got[i] = best
       end

@@ -121,8 +121,11 @@ end
 -- cannot read. Records follow one by one, when they are touched and by the ticker.
 function partition.raise_schema(p)
   redis.call("HSET", p.key, "v", PLAIN .. " x", "records", p.records)
+  -- One that an earlier upgrade began starts anew: where it has been, records are of that upgrade's schema.
+  redis.call("HDEL", p.key, "walk_records")
   p.schema, p.rare = SCHEMA, true
-  timers.reap(p, "walk", "records", p.now)
+  -- At once: a call that turns out to be malformed writes nothing of what it collected, and nobody would come here again.
+  redis.call("ZADD", keys.reap(p), p.now, "walk:records")
 end
 
 function partition.create(p, counts)

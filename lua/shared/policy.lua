@@ -7,6 +7,8 @@
 
 local policy = {}
 
+local SWEPT_N = 250   -- numbers one piece of the sweep looks at
+
 local decoded, decoded_n = {}, 0
 
 -- What a field holds, with JSON null as nil.
@@ -107,7 +109,8 @@ function policy.flush(p)
   redis.call("HSET", keys.marks(p), unpack(marks))
 end
 
--- A piece of the walk is done. After the last one, forget what nobody marked, some at a time. Whether all is done.
+-- A piece of the walk is done. After the last one, forget what nobody marked, number by number, some at a time: what a
+-- call gives a number meanwhile is marked by it. Whether all is done.
 function policy.walked(p, finished)
   if p.marking ~= "sweep" then
     if finished then
@@ -116,21 +119,28 @@ function policy.walked(p, finished)
     end
     return false
   end
-  local key, used, unused, gone = keys.policies(p), {}, {}, {}
-  local rows, marks = redis.call("HKEYS", key), redis.call("HKEYS", keys.marks(p))
-  for i = 1, #marks do used["#" .. marks[i]] = true end
-  for i = 1, #rows do
-    if string.byte(rows[i]) == 35 and not used[rows[i]] then unused[#unused + 1] = tonumber(string.sub(rows[i], 2)) end
+  local key, from = keys.policies(p), tonumber(lanes.noted(p, "swept")) or 0
+  local last = tonumber(redis.call("HGET", key, "n") or "0")
+  local upto, rows, numbers, gone = math.min(from + SWEPT_N, last), {}, {}, {}
+  for n = from + 1, upto do
+    numbers[n - from] = string.format("%.0f", n)
+    rows[n - from] = "#" .. numbers[n - from]
   end
-  table.sort(unused)
-  for i = 1, math.min(#unused, LIMITS.ROWS_N) do
-    local row = "#" .. string.format("%.0f", unused[i])
-    gone[2 * i - 1], gone[2 * i] = row, string.sub(redis.sha1hex(redis.call("HGET", key, row)), 1, 20)
+  if #rows > 0 then
+    local texts, marks = redis.call("HMGET", key, unpack(rows)), redis.call("HMGET", keys.marks(p), unpack(numbers))
+    for i = 1, #rows do
+      if texts[i] and not marks[i] then
+        gone[#gone + 1], gone[#gone + 2] = rows[i], string.sub(redis.sha1hex(texts[i]), 1, 20)
+      end
+    end
   end
   if #gone > 0 then redis.call("HDEL", key, unpack(gone)) end
-  if #unused > LIMITS.ROWS_N then return false end
+  if upto < last then
+    lanes.note(p, "swept", upto)
+    return false
+  end
   redis.call("UNLINK", keys.marks(p))
-  redis.call("HDEL", p.key, "marking")
+  redis.call("HDEL", p.key, "marking", "swept")
   p.marking, p.marks = nil, nil
   return true
 end

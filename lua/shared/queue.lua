@@ -35,14 +35,15 @@ function queue.flush(p)
 end
 
 -- Every key that holds ready jobs of a lane: { capability set, key, a word for it }. While the lane is ordered anew
--- what has not moved yet stands in the key of the old order, behind.
+-- what has not moved yet stands in the key of the old order, behind; its word comes after "ready", because a walk goes by
+-- words (shared/walk.lua) and what is put aside must not come to stand where it has been.
 function queue.sources(p, lane)
   local sets, out = lane.revision > 0 and redis.call("HKEYS", keys.caps(p, lane.no)) or {}, {}
   table.sort(sets)
   table.insert(sets, 1, "-")
   for i = 1, #sets do out[i] = { sets[i], keys.queue(p, lane.no, sets[i]), "ready:" .. sets[i] } end
   if lane.moving then
-    for i = 1, #sets do out[#out + 1] = { sets[i], keys.before(p, lane.no, sets[i]), "before:" .. sets[i] } end
+    for i = 1, #sets do out[#out + 1] = { sets[i], keys.before(p, lane.no, sets[i]), "rest:" .. sets[i] } end
   end
   return out
 end
@@ -166,7 +167,8 @@ function queue.enter(p, x)
   local cap, lane = x.cap or "-", lanes.of(p, x.lane)
   if x.cap then known_set(p, x) end
   queue.note(p, keys.queue(p, x.lane, cap), x.id, order.score(lane, x))
-  if order.by_tenant(lane) then queue.note(p, order.tenant(p, lane, x), x.id, order.age(lane, x)) end
+  if order.by_tenant(lane) then queue.note(p, order.tenant(p, lane, x), x.id, order.age(lane, x))
+  elseif lane.moving == 2 then queue.note(p, order.tenant(p, lane, x), x.id, false) end
   if lane.moving then queue.note(p, keys.before(p, x.lane, cap), x.id, false) end
   wake.ring(p, x.lane, cap)
 end
@@ -300,7 +302,7 @@ function queue.put_back(p, x, popped_score)
 end
 
 -- Order a lane's queues in another way: with fairness keys (nil: as before), aged by so many seconds (0: strict, nil: as
--- before). What is ready now is put aside as it stands and moved over by the ticker, best first, ROWS_N at a time; until
+-- before). What is ready now is put aside as it stands and moved over by the ticker, best first, some at a time; until
 -- then it comes behind what was moved or came later. Turns begin anew, behind every turn the lane has given, so what
 -- comes back later with an old one comes first.
 function queue.order(p, lane, keyed, aged)
@@ -320,35 +322,39 @@ function queue.order(p, lane, keyed, aged)
     return
   end
   queue.flush(p)
-  local sources, moved = queue.sources(p, lane), false
-  for i = 1, #sources do
-    if redis.call("EXISTS", sources[i][2]) == 1 then
-      redis.call("RENAME", sources[i][2], keys.before(p, lane.no, sources[i][1]))
-      moved = true
-    end
-  end
+  local sources, aside, spent = queue.sources(p, lane), {}, {}
+  for i = 1, #sources do if redis.call("EXISTS", sources[i][2]) == 1 then aside[#aside + 1] = sources[i] end end
   for b = 0, LIMITS.PRIORITY_MAX - LIMITS.PRIORITY_MIN do
     local key = keys.turns(p, lane.no, b)
     local last = lane.keyed and redis.call("ZRANGE", key, -1, -1, "WITHSCORES")[2]
     if last then
       lane.turn = math.max(lane.turn, tonumber(last))
-      redis.call("UNLINK", key)
+      spent[#spent + 1] = key
     end
   end
   p.turns = nil
-  lane.moving = moved and (order.by_tenant(lane) and 2 or 1) or nil
+  lane.moving = aside[1] and (order.by_tenant(lane) and 2 or 1) or nil
   lane.keyed, lane.aged = keyed, aged
   lanes.changed(p, lane)
   lanes.order_changed(p, lane)
-  if moved then timers.set(p, "order", lane.no, p.now) end
+  if aside[1] then
+    timers.set(p, "order", lane.no, p.now)
+    -- At once, and before anything moves: a call that breaks off must leave what was put aside in sight.
+    redis.call("HSET", p.key, "f" .. lane.no, record.text(p, lane.turn), "k" .. lane.no, lanes.noted(p, "k" .. lane.no))
+    redis.call("ZADD", keys.timers(p), p.now, "order:" .. lane.no)
+  end
+  for i = 1, #aside do redis.call("RENAME", aside[i][2], keys.before(p, lane.no, aside[i][1])) end
+  if spent[1] then redis.call("UNLINK", unpack(spent)) end
 end
 
 -- Move up to `limit` ready jobs over; whether all have moved.
 function queue.move_over(p, lane, limit)
+  queue.flush(p)   -- what has left the queue earlier in this call must not be brought back
   local sources = queue.sources(p, lane)
   for i = #sources / 2 + 1, #sources do
     local cap, old = sources[i][1], sources[i][2]
     local ids = redis.call("ZRANGE", old, 0, limit - 1)
+    p.moved_n = (p.moved_n or 0) + #ids
     for j = 1, #ids do
       local x = record.load_all(p, ids[j])
       queue.note(p, old, ids[j], false)

@@ -50,25 +50,24 @@ end
 function walk.step(p, name, limit)
   local field, done = "walk_" .. name, 0
   local number, word, score, id = string.match(lanes.noted(p, field), "^(%d+) (%S+) (%S+) (%S+)$")
-  local numbers = lanes.numbers(p)
-  table.insert(numbers, 1, "0")
+  -- Each lane but the one it stands in costs at least one: more of them than this call cannot come to.
+  local numbers = lanes.numbers(p, tonumber(number or "0"), limit + 1)
+  if not number or number == "0" then table.insert(numbers, 1, "0") end
   for l = 1, #numbers do
-    if not number or tonumber(numbers[l]) >= tonumber(number) then
-      local here = sources(p, numbers[l])
-      for s = 1, #here do
-        local same = number == numbers[l]
-        if not same or here[s][1] >= word then
-          local after = same and here[s][1] == word and { score = score, id = id } or nil
-          local got = walk.page(here[s][2], after, limit)
-          for i = 1, #got, 2 do record.load_all(p, got[i]) end
-          -- A place that was looked at for nothing costs something too.
-          done, limit = done + #got / 2, limit - math.max(1, #got / 2)
-          if limit <= 0 then
-            local last = #got
-            if last > 0 then lanes.note(p, field, numbers[l] .. " " .. here[s][1] .. " " .. got[last] .. " " .. got[last - 1])
-            else lanes.note(p, field, numbers[l] .. " " .. here[s][1] .. " -inf -") end
-            return done, false
-          end
+    local here = sources(p, numbers[l])
+    for s = 1, #here do
+      local same = number == numbers[l]
+      if not same or here[s][1] >= word then
+        local after = same and here[s][1] == word and { score = score, id = id } or nil
+        local got = walk.page(here[s][2], after, limit)
+        for i = 1, #got, 2 do record.load_all(p, got[i]) end
+        -- A place that was looked at for nothing costs something too.
+        done, limit = done + #got / 2, limit - math.max(1, #got / 2)
+        if limit <= 0 then
+          local last = #got
+          if last > 0 then lanes.note(p, field, numbers[l] .. " " .. here[s][1] .. " " .. got[last] .. " " .. got[last - 1])
+          else lanes.note(p, field, numbers[l] .. " " .. here[s][1] .. " -inf -") end
+          return done, false
         end
       end
     end

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import ffcore.contracts as c
 from ffcore import limits
-from tests.lua.engine import P0, Engine, delay, lane_told, unclaim
+from tests.lua.engine import P0, Engine, EngineError, delay, lane_told, unclaim
 from tests.lua.test_claim import needs, sets_of
 from tests.lua.test_control import reprioritise
 
@@ -88,6 +88,18 @@ async def test_fairness_keys_take_turns_and_each_sends_its_most_aged(engine: Eng
     assert got[0] == flood[4] or got[1] == flood[4]
     assert got.index(small) <= 1
     assert [id for id in got if id in flood] == [flood[4], *flood[:4], flood[5]]
+
+
+async def test_who_has_given_its_turn_away_may_take_the_next_one_of_the_same_claim(engine: Engine) -> None:
+    await engine.call(aged(10))
+    await engine.submit(fairness_key="k", lane_id="mail")
+    await order(engine)
+    one, two = [await engine.submit(fairness_key="k") for _ in range(2)]
+    await engine.advance(1)
+    best = await engine.submit(fairness_key="k", priority=1)
+    assert await order(engine, 2) == [best, one]
+    assert not await engine.violations()
+    assert await order(engine) == [two]
 
 
 async def test_a_claim_that_gives_jobs_back_leaves_each_in_its_place(engine: Engine) -> None:
@@ -175,6 +187,65 @@ async def test_nobody_waits_for_the_move(engine: Engine) -> None:
     await engine.call(reprioritise(old[2], 1, ""))
     assert await order(engine) == [old[2], new, old[0], old[3]]
     await moved(engine)
+
+
+async def test_a_new_priority_while_an_aged_order_with_keys_is_left(engine: Engine) -> None:
+    """It moves the job over; nothing of the old order may keep it."""
+    await engine.call(aged(10))
+    one, two = [await engine.submit(fairness_key="k") for _ in range(2)]
+    await engine.call(aged(0))
+    await engine.call(reprioritise(two, 5, ""))
+    await moved(engine)
+    assert await engine.command("KEYS", f"ff:{P0}:k:*") == []
+    assert await order(engine) == [two, one]
+
+
+async def test_what_ends_in_the_tick_that_moves_it_is_not_brought_back(engine: Engine) -> None:
+    await engine.tick()
+    id = await engine.submit(execution_deadline_at=engine.now + 1_000)
+    await engine.advance(1_000)
+    await engine.call(aged(10))
+    await engine.tick()
+    assert await engine.state(id) == "expired"
+    assert (await engine.call(c.LaneStatsArgs(partition=P0, lane_id="mail"))).counts["ready"] == 0  # type: ignore[arg-type]
+
+
+async def test_what_has_not_moved_is_scanned_behind(engine: Engine) -> None:
+    """Ages are smaller numbers than turns."""
+    await engine.tick()
+    await engine.call(aged(10))
+    old = await engine.submit_many(2)
+    await engine.submit(fairness_key="k", lane_id="other")
+    new = await engine.submit(fairness_key="k")
+    eligible = await engine.call(c.ScanEligibleArgs(partition=P0, lane_id="mail", limit=9))  # type: ignore[arg-type]
+    assert eligible.execution_ids == [new, *old]
+
+
+async def test_one_call_moves_a_bounded_number_however_many_lanes_change(engine: Engine) -> None:
+    await engine.tick()
+    for n in range(12):
+        await engine.submit_many(20, lane_id=f"lane-{n}")
+    for n in range(12):
+        await engine.call(lane_told(f"lane-{n}", aged_s=10))
+    left = []
+    for _ in range(7):
+        await engine.tick()
+        keys = await engine.command("KEYS", f"ff:{P0}:o:*")
+        left.append(sum([await engine.command("ZCARD", key) for key in keys]))
+    assert left == [190, 140, 90, 40, 0, 0, 0]
+
+
+async def test_a_call_that_breaks_off_leaves_what_was_put_aside_in_sight(engine: Engine) -> None:
+    """Lua rolls nothing back: what the call would have written at its end is not there."""
+    ids = await engine.submit_many(3)
+    counts = await engine.command("HGET", f"ff:{P0}", "counts")
+    await engine.command("HSET", f"ff:{P0}", "counts", "no json")
+    with pytest.raises(EngineError):
+        await engine.call(aged(10, bytes=5))
+    await engine.command("HSET", f"ff:{P0}", "counts", counts)
+    assert len(await order(engine, 1)) == 1
+    await moved(engine)
+    assert len(await order(engine)) == len(ids) - 1
 
 
 async def test_the_last_of_several_changes_holds(engine: Engine) -> None:

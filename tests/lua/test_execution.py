@@ -227,7 +227,7 @@ async def test_lane_names_are_bounded(engine: Engine) -> None:
 
 async def fill_policies(engine: Engine, n: int) -> None:
     """As if so many others had been stored here; nobody uses them."""
-    rows: list[Any] = []
+    rows: list[Any] = ["n", 1000 + n]
     for i in range(1000, 1000 + n):
         rows += [sha1(f"{i}".encode()).hexdigest()[:20], i, f"#{i}", f"{i}"]
     await engine.command("HSET", f"ff:{P0}:policies", *rows)
@@ -248,13 +248,62 @@ async def test_policies_nobody_uses_are_forgotten(engine: Engine) -> None:
         await engine.submit(policy={"max_replay_count": 5})
         await engine.tick()
     left = await engine.command("HGETALL", f"ff:{P0}:policies")
-    numbers = sorted(int(left[i][1:]) for i in range(0, len(left), 2) if left[i].startswith(b"#"))
-    assert numbers == [1, 2, 3, 4, 5]
+    texts = [left[i + 1] for i in range(0, len(left), 2) if left[i].startswith(b"#")]
+    assert len(texts) == 5 and len(left) == 2 * (2 * 5 + 1), "of each its number and digest; and the last number"
+    assert all(any(b'"max_replay_count":%d,' % n in text for text in texts) for n in range(1, 6))
     for n, id in enumerate(kept, 1):
         assert b'"max_replay_count":%d,' % n in (await engine.read(id)).policy
     header = (await engine.call(c.ReadHeaderArgs(partition=P0))).fields
-    assert "marking" not in header and header["v"] == "1"
+    assert not {"marking", "swept", "walk_policies"} & header.keys() and header["v"] == "1"
     assert await engine.command("EXISTS", f"ff:{P0}:marks") == 0
+
+
+async def header(engine: Engine) -> dict[str, str]:
+    return (await engine.call(c.ReadHeaderArgs(partition=P0))).fields
+
+
+async def walked_to(engine: Engine, word: str) -> None:
+    """The walk over the records stands there."""
+    for _ in range(100):
+        await engine.tick(limit=5)
+        if f" {word}" in (await header(engine)).get("walk_policies", ""):
+            return
+    raise AssertionError("the walk never came there")
+
+
+async def test_policies_of_jobs_put_aside_during_the_walk_are_kept(engine: Engine) -> None:
+    """An order that is left stands under another key, which the walk must have before it still."""
+    await engine.tick()
+    ids = [await engine.submit(policy={"max_replay_count": n}) for n in range(1, 4)]
+    await engine.submit_many(60, delay_until=engine.now + 10**9)
+    await fill_policies(engine, limits.POLICIES_N // 2)
+    await engine.submit(policy={"max_replay_count": 4}, lane_id="other")
+    await walked_to(engine, "delayed ")
+    await engine.call(lane_told(aged_s=10))
+    await engine.command("ZREM", f"ff:{P0}:timers", "order:1")  # the walk ends before the move
+    for _ in range(60):
+        await engine.tick()
+    assert "marking" not in await header(engine)
+    await engine.command("ZADD", f"ff:{P0}:timers", engine.now, "order:1")
+    for n, id in enumerate(ids, 1):
+        assert b'"max_replay_count":%d,' % n in (await engine.read(id)).policy
+
+
+async def test_the_policy_of_a_job_that_gives_its_turn_away_during_the_walk_is_kept(engine: Engine) -> None:
+    """It falls back behind where the walk has been."""
+    await engine.tick()
+    await engine.call(lane_told(aged_s=10))
+    first = await engine.submit(policy={"max_replay_count": 1}, fairness_key="k")
+    rest = [await engine.submit(fairness_key="k", priority=n // 19) for n in range(20)]
+    await fill_policies(engine, limits.POLICIES_N // 2)
+    await engine.submit(policy={"max_replay_count": 4}, lane_id="other", delay_until=engine.now + 10**9)
+    await walked_to(engine, "ready:")
+    (job,) = await engine.claim()
+    assert job.execution_id == rest[-1]
+    for _ in range(60):
+        await engine.tick()
+    assert "marking" not in await header(engine)
+    assert b'"max_replay_count":1,' in (await engine.read(first)).policy
 
 
 async def test_a_policy_beyond_the_table_is_kept_with_its_execution(engine: Engine) -> None:

@@ -198,3 +198,34 @@ async def test_workers_that_died_parked_leave_nothing(engine: Engine) -> None:
     assert await engine.command("EXISTS", f"ff:{P0}:park:1:{'a' * 12}", f"ff:{P0}:park:1:{'b' * 12}") == 2
     await engine.pass_time(limits.LANE_IDLE_MS + 1_000)
     assert await engine.command("KEYS", f"ff:{P0}:park:1:*a*") + await engine.command("KEYS", f"ff:{P0}:strays:*") == []
+
+
+async def test_one_tick_forgets_a_bounded_number_of_keys(engine: Engine) -> None:
+    """A lane with fairness keys may have a set per priority: a hundred such lanes are twenty thousand names of keys."""
+    for n in range(12):
+        await engine.submit(lane_id=f"lane-{n}", fairness_key="k")
+        (job,) = await engine.claim(lanes=[f"lane-{n}"])
+        await engine.complete(job)
+        await engine.call(c.PurgeArgs(partition=P0, lane_id=f"lane-{n}", outcome="completed", before_ms=engine.now))  # type: ignore[arg-type]
+    await engine.tick()
+    await engine.advance(limits.LANE_IDLE_MS + limits.RETENTION_MIN_AGE_MS)
+    left = 12
+    while left:
+        await engine.tick(limit=40)
+        before, left = left, len(await names(engine))
+        assert 0 < before - left <= 3
+
+
+async def test_sets_of_dead_workers_are_swept_in_pieces(engine: Engine) -> None:
+    """Until few are left the lane is not forgotten: one call would have to go through them all."""
+    for n in range(2 * limits.ROWS_N // limits.HEADS_N + 2):
+        sets = [f"{n * limits.HEADS_N + i:012x}" for i in range(limits.HEADS_N)]
+        await engine.call(engine.claiming(1, capability_sets=sets, park=f"w{n}", worker_instance_id=f"w{n}"))
+    await engine.tick()
+    await engine.advance(limits.LANE_IDLE_MS + 1_000)
+    await engine.tick(limit=1)
+    assert await names(engine) == ["mail"]
+    assert limits.ROWS_N < await engine.command("ZCARD", f"ff:{P0}:strays:1") < 2 * limits.ROWS_N
+    await engine.tick(limit=1)
+    assert await names(engine) == []
+    assert await keys_of(engine, 1) == []

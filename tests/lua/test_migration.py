@@ -16,19 +16,19 @@ from ffbackend_valkey.library import Library, assemble, lua_root
 from ffbackend_valkey.stores import connect
 from ffcore import limits
 from ffcore.errors import EngineBug
-from tests.lua.engine import P0, P1, Engine, library_of, on_test_clock, wire
+from tests.lua.engine import P0, P1, Engine, lane_told, library_of, on_test_clock, wire
 
 STEP = """record.STEPS = { [1] = function(raw)
   raw.tk, raw.t = raw.t, nil
-end }"""
+end, [2] = function(raw) end }"""
 
 
 @cache
-def newer() -> Library:
-    """The library of the release after this one."""
+def newer(schema: int = 2) -> Library:
+    """The library of the release after this one; of schema 3, of the one after that."""
     text = (lua_root() / "shared/record.lua").read_text()
     for old, new in (
-        ("record.SCHEMA = 1", "record.SCHEMA = 2"),
+        ("record.SCHEMA = 1", f"record.SCHEMA = {schema}"),
         ("record.STEPS = {}", STEP),
         ('task = "t"', 'task = "tk"'),
         ('"s", "x", "l", "t"', '"s", "x", "l", "tk"'),
@@ -46,8 +46,8 @@ async def upgraded(engine: Engine, store_url: str) -> AsyncIterator[Any]:
     empty store, because what is checked after each test is checked by this release."""
     opened: list[Any] = []
 
-    async def upgrade() -> Engine:
-        backend = await connect(store_url, init=False, check=False, lib=newer())
+    async def upgrade(schema: int = 2) -> Engine:
+        backend = await connect(store_url, init=False, check=False, lib=newer(schema))
         opened.append(backend)
         await backend.load_library(replace=True)
         await backend.read_config()
@@ -155,6 +155,49 @@ async def test_records_that_move_while_the_ticker_walks_are_not_left_out(engine:
     for _ in range(10):
         await new.tick()
     assert {await schema_of(new, id) for id in ids} == {2}
+    assert (await header(new))["v"] == "2"
+
+
+async def test_what_is_put_aside_while_the_ticker_walks_is_not_left_out(engine: Engine, upgraded: Any) -> None:
+    """An order that is left stands under another key, which the walk must have before it still."""
+    await engine.tick()
+    ids = await engine.submit_many(40)
+    await engine.submit_many(40, delay_until=engine.now + 10**9)
+    new = await upgraded()
+    await new.tick(limit=5)
+    while " delayed " not in (await header(new))["walk_records"]:
+        await new.tick(limit=5)
+    await new.call(lane_told(aged_s=10))
+    await new.command("ZREM", f"ff:{P0}:timers", "order:1")  # the walk ends before the move
+    for _ in range(20):
+        await new.tick()
+    assert {await schema_of(new, id) for id in ids} == {2}
+
+
+async def test_an_upgrade_before_the_last_one_is_through_walks_from_the_beginning(
+    engine: Engine, upgraded: Any
+) -> None:
+    ids = await engine.submit_many(60)
+    new = await upgraded()
+    for _ in range(3):
+        await new.tick(limit=20)
+    assert "walk_records" in await header(new)
+    newest = await upgraded(schema=3)
+    for _ in range(20):
+        await newest.tick()
+    assert (await header(newest))["v"] == "3"
+    assert {(await stored(newest, id))[b"sv"] for id in ids} == {b"3"}
+
+
+async def test_a_malformed_call_may_be_the_first_of_a_newer_library(engine: Engine, upgraded: Any) -> None:
+    """It raises the schema like any other; the walk must not be lost with what such a call had collected."""
+    id = await engine.submit()
+    new = await upgraded()
+    with pytest.raises(EngineBug):
+        await new.raw("ff_hold", P0, "one argument of two")
+    for _ in range(4):
+        await new.tick()
+    assert await schema_of(new, id) == 2
     assert (await header(new))["v"] == "2"
 
 

@@ -7,8 +7,6 @@ EQUIVALENT: dict[str, str] = {
         "where a popped job was turned away, less was leased than was wanted: `want > 0` follows from `skips > 0`",
     "drop_conjunct:grant.lua:ff_issue_reclaim_grant:0e5b":
         "only what failed as poisoned has more crashes than its policy allows, and a replay clears them",
-    "drop_conjunct:lane.lua:on_order:0713":
-        "the timer is set when a lane begins to move and not again once it has moved: a lane that is due is moving",
     "drop_refusal:execution.lua:plan_of:1075":
         "check_names has bounded the caller's priority and policy.decode the policy's: the third look finds nothing",
 }  # fmt: skip
