@@ -22,7 +22,7 @@ from ffbackend_valkey.confirm import UNCONFIRMED
 from ffbackend_valkey.connection import FunctionMissing
 from ffbackend_valkey.library import Library, Loaded, judge
 from ffcore.args import Args
-from ffcore.backend import BlockingCalls, StoreConfig, Subscription
+from ffcore.backend import BlockingCalls, StoreConfig, Subscription, settled
 from ffcore.errors import (
     EngineBug,
     EngineError,
@@ -233,13 +233,7 @@ class ValkeyBackend(Operations):
 
     async def call_all(self, batch: Sequence[Args[R]]) -> list[R | EngineError]:
         """Many transitions in one turn of the loop; each succeeds or fails on its own."""
-        results = await asyncio.gather(*(self.call(args) for args in batch), return_exceptions=True)
-        out: list[R | EngineError] = []
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, EngineError):
-                raise result
-            out.append(result)
-        return out
+        return settled(await asyncio.gather(*(self.call(args) for args in batch), return_exceptions=True))
 
     async def command(self, *words: Word) -> Reply:
         """One plain command, for boot checks and tools; never a blocking one."""

@@ -31,6 +31,16 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
         return [PartitionKey(f"{{{family}:{n}}}") for n in range(getattr(self, family))]
 
 
+def settled(results: Sequence[R | BaseException]) -> list[R | EngineError]:
+    """Answers of calls that each succeed or fail on their own. What is no refusal (a bug, a cancellation) is raised."""
+    out: list[R | EngineError] = []
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, EngineError):
+            raise result
+        out.append(result)
+    return out
+
+
 class Subscription(Protocol):
     """Messages of one channel set. Hints, never truth: a message may be lost, so always poll as well."""
 

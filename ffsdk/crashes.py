@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from ffcore.args import Args
+from ffcore.backend import settled
 from ffcore.contracts.reads import ListCapabilitySetsArgs
 from ffcore.contracts.roster import AnnounceTasksArgs, PublishTasksArgs, RegisterWorkerArgs
 from ffcore.errors import EngineError, InvalidArgument, Unavailable
@@ -178,13 +179,7 @@ class _Seen(Operations):
         return answer
 
     async def call_all(self, batch: Sequence[Args[R]]) -> list[R | EngineError]:
-        results = await asyncio.gather(*(self.call(args) for args in batch), return_exceptions=True)
-        out: list[R | EngineError] = []
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, EngineError):
-                raise result
-            out.append(result)
-        return out
+        return settled(await asyncio.gather(*(self.call(args) for args in batch), return_exceptions=True))
 
     async def subscribe(
         self, channels: Sequence[str], on_message: Callable[[str, bytes], None],
