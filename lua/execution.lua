@@ -149,10 +149,6 @@ local function create(p, a, plan, id, payload, stored, digest, fairness_key, tag
     x.fair = string.sub(redis.sha1hex(fairness_key), 1, 12)
     set[n + 1], set[n + 2] = record.short("fair"), x.fair
     n = n + 2
-    if not plan.rare then
-      set[n + 1], set[n + 2] = record.short("more"), "1"
-      n = n + 2
-    end
   end
   if plan.deadline then timers.set(p, "deadline", id, plan.deadline) end
   if plan.later then

@@ -38,7 +38,7 @@ end
 -- Fields that nearly every record has, in the order of the read below; the rest is rare, and a record that
 -- has any of it says so in `more`. A few are written once and read only by load_all, so they need no mark.
 local COMMON = { state = true, lane = true, task = true, created_at = true, policy = true, turn = true, lease_epoch = true,
-  lease_id = true, at = true, priority = true, detail = true }
+  lease_id = true, at = true, priority = true, detail = true, fair = true }
 local QUIET = { schema = true, digest = true, result = true, result_kept = true, result_encoding = true, size = true }
 
 -- Whether a field must be announced by `more`.
@@ -75,12 +75,12 @@ end
 function record.load(p, id)
   if p.whole then return record.load_all(p, id) end
   local key = keys.core(p, id)
-  local r = redis.call("HMGET", key, "s", "x", "l", "t", "c", "po", "q", "ep", "li", "u", "p", "d")
+  local r = redis.call("HMGET", key, "s", "x", "l", "t", "c", "po", "q", "ep", "li", "u", "p", "d", "fk")
   if not r[1] then return nil end
   if r[2] then return record.load_all(p, id) end
   local lease_id = r[9]
   return { id = id, key = key, state = r[1], lane = r[3], task = r[4], created_at = r[5], policy = r[6], turn = r[7], lease_epoch = r[8],
-    lease_id = lease_id, at = r[10], attempt = lease_id and "0", next = "initial", priority = r[11], detail = r[12],
+    lease_id = lease_id, at = r[10], attempt = lease_id and "0", next = "initial", priority = r[11], detail = r[12], fair = r[13],
     started_at = lease_id and r[8] }
 end
 
