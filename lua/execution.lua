@@ -115,7 +115,6 @@ local function shared_fields(p, a, plan)
   plan.later = plan.due and plan.due > p.now
   also("at", plan.later and record.text(p, plan.due))
   also("reason", plan.later and "waiting_for_delay")
-  plan.rare = rare
   if rare then also("more", "1") end
   return set
 end

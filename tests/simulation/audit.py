@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ffbackend_valkey.library import lua_root
 from ffengine import check
+from tests.lua.invariants import field_names
 from tests.simulation.model import QUEUED, Execution, Partition
 from tests.simulation.violation import Violation
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
-
-
-@cache
-def field_names() -> dict[str, str]:
-    """Short names of a record's fields, by the long ones."""
-    text = (lua_root() / "shared/record.lua").read_text()
-    block = re.search(r"local SHORT = \{(.*?)^\}", text, re.S | re.M)
-    assert block, "shared/record.lua has no SHORT table"
-    return dict(re.findall(r'(\w+) = "(\w+)"', re.sub(r"--.*", "", block[1])))
 
 
 @cache

@@ -315,17 +315,14 @@ class QueueRules(Base):
         return x, None
 
     def call_claim_execution(self, p: Partition, a: Any) -> Expected:
-        x, refusal = self._take(p, a, False, a.expected_attempt_index)
-        if x is None:
-            return No(refusal or "")
-        return Say("claimed", {
-            "execution.execution_id": x.id, "execution.lease_id": x.lease_id, "execution.lease_epoch": x.epoch,
-            "execution.attempt_index": x.attempt, "execution.attempt_id": x.attempt_id,
-            "execution.lease_expires_at": x.at,
-        })  # fmt: skip
+        return self._claimed(*self._take(p, a, False, a.expected_attempt_index))
 
     def call_claim_resumed_execution(self, p: Partition, a: Any) -> Expected:
-        x, refusal = self._take(p, a, True, a.current_attempt_index)
+        return self._claimed(*self._take(p, a, True, a.current_attempt_index))
+
+    @staticmethod
+    def _claimed(x: Execution | None, refusal: str | None) -> Expected:
+        """What is told of a job taken under a grant."""
         if x is None:
             return No(refusal or "")
         return Say("claimed", {
