@@ -17,12 +17,13 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import ffcore.contracts as contracts  # noqa: E402
+from ffbackend_valkey.composed import FUNCTIONS  # noqa: E402
 from ffbackend_valkey.library import library  # noqa: E402
 from ffcore.args import Args  # noqa: E402
 
 READS = frozenset("""
-    exists get hexists hget hgetall hkeys hlen hmget hscan info|memory lrange pttl scan strlen time type xlen xrange
-    xrevrange zcard zcount zmscore zrange zscan zscore
+    exists get hexists hget hgetall hkeys hlen hmget hscan hstrlen info|memory lrange pttl scan strlen time type xlen
+    xrange xrevrange zcard zcount zmscore zrange zscan zscore
 """.split())
 """Commands of lua/ that only read. A new one counts as one that writes until it stands here; a test asks a server."""
 
@@ -56,8 +57,8 @@ def functions_called_by(*paths: str) -> list[str]:
     for path in paths:
         for name in re.findall(r"\b(\w+Args)\b", (ROOT / path).read_text()):
             args: type[Args[object]] | None = getattr(contracts, name, None)
-            if args is not None and not signatures[args.function()].reads_only:
-                found.add(args.function())
+            called = () if args is None else FUNCTIONS.get(args, (args.function(),))
+            found.update(function for function in called if not signatures[function].reads_only)
     return sorted(found)
 
 

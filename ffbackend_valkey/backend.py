@@ -18,9 +18,11 @@ import msgspec
 
 from ffbackend_valkey import keys
 from ffbackend_valkey.binding import Binding, Word, all_args, bind
+from ffbackend_valkey.composed import Composed
 from ffbackend_valkey.confirm import UNCONFIRMED
 from ffbackend_valkey.connection import FunctionMissing
 from ffbackend_valkey.library import Library, Loaded, judge
+from ffbackend_valkey.secrets import Secrets, secrets_for
 from ffcore.args import Args
 from ffcore.backend import BlockingCalls, StoreConfig, Subscription, settled
 from ffcore.errors import (
@@ -32,7 +34,7 @@ from ffcore.errors import (
     StoreFull,
     Unavailable,
 )
-from ffcore.ids import PartitionKey, partition_index
+from ffcore.ids import ExecutionId, PartitionKey, partition_index
 from ffcore.operations import Operations
 
 R = TypeVar("R")
@@ -100,6 +102,7 @@ class ValkeyBackend(Operations):
         """Whether every write that promises something waits for a replica."""
         self._config: StoreConfig | None = None
         self._listening: Listening | None = None
+        self._composed = Composed(lambda: secrets_for(store.url, self.command), lambda: self.config)
         self._known: frozenset[str] = frozenset()
         self._loading: asyncio.Lock = asyncio.Lock()
         self._closed = False
@@ -128,15 +131,23 @@ class ValkeyBackend(Operations):
     def library(self) -> Library:
         return self._library
 
+    def use_secrets(self, source: Secrets) -> None:
+        """Sign tokens with these, whatever the environment says."""
+        self._composed = Composed(lambda: source, lambda: self.config)
+
     # ---- calls
 
     async def call(self, args: Args[R]) -> R:
         """One atomic transition. See `ffcore.backend.Backend.call`."""
+        if args.COMPOSED:
+            return await self._composed.call(args, self.call)
         return await self._transit(args, self._confirm if self._replicated else self._calls.call)
 
     async def call_replicated(self, args: Args[R]) -> R:
         """The same, answered when a replica has it too. Unavailable `not_replicated` (it may have applied) if none had
         it in time."""
+        if args.COMPOSED:
+            return await self._composed.call(args, self.call_replicated)
         return await self._transit(args, self._confirm)
 
     async def _transit(self, args: Args[R], send: Send) -> R:
@@ -261,6 +272,9 @@ class ValkeyBackend(Operations):
 
     def ticker_channel(self, partition: PartitionKey) -> str:
         return keys.ticker_channel(partition)
+
+    def stream_channel(self, execution_id: ExecutionId) -> str:
+        return keys.stream_channel(execution_id)
 
     def blocking(self) -> BlockingCalls:
         return _BlockingBackend(self._store.blocking(), self._bindings, self._library)

@@ -149,7 +149,7 @@ class _Decoders:
     a job, and a chain of small calls per field would cost more than the store does."""
 
     def __init__(self) -> None:
-        self.names: dict[str, Any] = {"_pairs": _pairs, "_int_pairs": _int_pairs, "_get": _get}
+        self.names: dict[str, Any] = {"_pairs": _pairs, "_int_pairs": _int_pairs}
         self._structs: dict[type, str] = {}
 
     def _name(self, prefix: str, value: Any) -> str:
@@ -204,25 +204,20 @@ class _Decoders:
         text = getattr(cls, "TEXT", 0)
         for i, field in enumerate(msgspec.structs.fields(cls)):
             if text:
-                raw = f"a[{i}]" if i < text else f"v[{i - text + 1}]"
-                parts.append(self.expression(hints[field.name], raw))
-                continue
-            default = field.default is not msgspec.NODEFAULT or field.default_factory is not msgspec.NODEFAULT
-            raw = f"_get(v, {i + offset})" if default else f"v[{i + offset}]"
+                at, raw = i - text + 1, f"a[{i}]" if i < text else f"v[{i - text + 1}]"
+            else:
+                at, raw = i + offset, f"v[{i + offset}]"
             expression = self.expression(hints[field.name], raw)
-            if default:
+            # Fields with a default may be missing at the end of an answer.
+            if i >= text and (field.default is not msgspec.NODEFAULT or field.default_factory is not msgspec.NODEFAULT):
                 value = field.default if field.default is not msgspec.NODEFAULT else None
-                expression = f"({expression} if len(v) > {i + offset} else {self._name('default', value)})"
+                expression = f"({expression} if len(v) > {at} else {self._name('default', value)})"
             parts.append(f"{field.name}={expression}" if keyword_only else expression)
         self.names[name + "_cls"] = cls
         cut = 'a = v[0].split(b" "); ' if text else ""
         source = f"def {name}(v): {cut}return {name}_cls({', '.join(parts)})"
         exec(compile(source, f"<decoder of {cls.__name__}>", "exec"), self.names)  # noqa: S102 - our own types only
         return name
-
-
-def _get(raw: list[Any], at: int) -> Any:
-    return raw[at] if len(raw) > at else None
 
 
 def _pairs(raw: list[Any]) -> dict[str, str]:
@@ -339,7 +334,7 @@ def bind(library: Library, args_types: Iterable[type[Args[Any]]]) -> dict[type[A
     bound: dict[type[Args[Any]], Binding] = {}
     for args in args_types:
         signature = library.signatures.get(args.function())
-        if signature is not None:
+        if signature is not None and not args.COMPOSED:
             bound[args] = Binding(signature, args)
     if orphans := set(library.signatures) - {b.signature.name for b in bound.values()} - {"ff_library"}:
         raise TypeError(f"library functions without an Args type: {sorted(orphans)}")

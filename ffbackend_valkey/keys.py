@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ffcore.ids import PartitionKey
+from ffcore.ids import ExecutionId, PartitionKey, partition_of, uuid_of
 
 CONFIG: Final = "ff:config"
 """Hash: how many partitions each family has, fixed by `ff init`."""
@@ -32,6 +32,10 @@ def worker_channel(partition: PartitionKey, name: str) -> str:
 
 def client_channel(partition: PartitionKey, name: str) -> str:
     return f"ff:{partition}:c:{name}"
+
+
+def stream_channel(execution_id: ExecutionId) -> str:
+    return f"ff:{partition_of(execution_id)}:s:{uuid_of(execution_id)}"
 
 
 def ticker_channel(partition: PartitionKey) -> str:

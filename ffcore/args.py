@@ -34,11 +34,16 @@ class Args(msgspec.Struct, Generic[R], frozen=True, metaclass=_ArgsMeta):
     REPEATABLE  sending it again after a lost reply does no harm and answers the same: true of everything
                 that carries an id, a fence or a claim id.
     OFF_WIRE    fields kept for the caller's records that the function does not take (`now`).
+    COMPOSED    what callers use and no function takes as it is: the backend makes other requests of it, because
+                something in it must not travel (a token, a secret) or must be made first.
+    WIRE        what a composed one becomes; the backend's own, without a method in `ffcore.operations`.
     """
 
     FUNCTION: ClassVar[str] = ""
     REPEATABLE: ClassVar[bool] = True
     OFF_WIRE: ClassVar[frozenset[str]] = frozenset()
+    COMPOSED: ClassVar[bool] = False
+    WIRE: ClassVar[bool] = False
 
     @classmethod
     def function(cls) -> str:

@@ -13,7 +13,7 @@ import msgspec
 
 from ffcore.args import Args
 from ffcore.errors import EngineError
-from ffcore.ids import PartitionKey
+from ffcore.ids import ExecutionId, PartitionKey
 
 R = TypeVar("R")
 
@@ -78,12 +78,15 @@ class Backend(Protocol):
     async def subscribe(self, channels: Sequence[str], on_message: Callable[[str, bytes], None],
                         on_gap: Callable[[], None] | None = None) -> Subscription:
         """Call `on_message(channel, data)` for each message, in the loop; `on_gap` after a reconnect,
-        when messages may have been missed. Channel names come from `worker_channel`, `client_channel`."""
+        when messages may have been missed. Channel names come from `worker_channel` and its like."""
         ...
 
     def worker_channel(self, partition: PartitionKey, name: str) -> str: ...
     def client_channel(self, partition: PartitionKey, name: str) -> str: ...
     def ticker_channel(self, partition: PartitionKey) -> str: ...
+    def stream_channel(self, execution_id: ExecutionId) -> str:
+        """Where readers of an execution's frames hear that there are more, or that its state changed."""
+        ...
 
     def blocking(self) -> BlockingCalls:
         """A connection for the renewal thread; opens on first use."""

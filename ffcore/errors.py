@@ -63,6 +63,12 @@ class NotInitialised(EngineError):
     code = "not_initialised"
 
 
+class SecretMissing(EngineError):
+    """There is no secret to sign a token with. The message names where one may come from."""
+
+    code = "secret_missing"
+
+
 class Incompatible(EngineError):
     """The store cannot serve this version: no Functions, another library, another partition count, an
     eviction policy that may drop data. The message names the remedy."""
@@ -117,7 +123,7 @@ class WrongState(Rejected, codes=(
     "waitpoint_closed",
     "waitpoint_not_open", "waitpoint_not_pending", "waitpoint_pending_use_buffer_script", "execution_already_in_flow",
     "execution_not_in_flow", "waitpoint_already_exists", "dependency_already_exists", "stale_graph_revision",
-    "duplicate_signal", "not_blocked", "lane_closed", "purging",
+    "duplicate_signal", "not_blocked", "lane_closed", "purging", "version_pinned",
 )):
     """The operation does not apply in the state the record is in; detail names the state."""
 
@@ -139,10 +145,16 @@ class InvalidRequest(Rejected, InvalidArgument, codes=(
     "invalid_budget_scope", "invalid_dependency", "invalid_frame_type", "invalid_grace_ms", "invalid_kid",
     "invalid_lease_for_suspend", "invalid_offset", "invalid_quota_spec", "invalid_secret_hex",
     "invalid_waitpoint_for_execution", "invalid_waitpoint_key", "payload_too_large", "self_referencing_edge",
-    "cycle_detected", "retention_limit_exceeded", "signal_limit_exceeded", "unknown_task", "too_many_names",
+    "cycle_detected", "retention_limit_exceeded", "signal_limit_exceeded", "waitpoint_limit_exceeded", "unknown_task",
+    "too_many_names",
     "cursor_expired", "unsupported_policy",
 )):
     """The store refused the input; nothing was written."""
+
+
+class JournalFull(Rejected, codes=("journal_full",)):
+    """A run has recorded as many steps, or as many bytes of results, as it may. Begin a new run with
+    `raise ff.ContinueAs(payload)`, or keep large results elsewhere and record their names."""
 
 
 class InvalidToken(Rejected, codes=("invalid_token", "missing_token", "waitpoint_not_token_bound")):
@@ -185,7 +197,8 @@ class Suspended(BaseException):
 OWN_CODES: Final = frozenset({
     "idempotency_conflict", "lane_not_found", "worker_not_found", "task_not_found", "not_blocked", "lane_closed",
     "purging", "unknown_task", "too_many_names", "cursor_expired", "unsupported_policy", "missing_token",
-    "revision_conflict", "store_full", "not_initialised",
+    "revision_conflict", "store_full", "not_initialised", "journal_full", "version_pinned",
+    "waitpoint_limit_exceeded",
 })
 """Codes this engine adds to the seed's; each is raised by at least one function."""
 

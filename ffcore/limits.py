@@ -14,6 +14,18 @@ SHORT_RESULT_BYTES: Final = 64
 """Results up to this stand in the record itself; a longer value would change the record's encoding."""
 FRAME_BYTES: Final = 64 << 10
 SIGNAL_BYTES: Final = 64 << 10
+STREAM_FRAMES_N: Final = 10_000
+"""Frames an attempt's stream keeps, about: the oldest go first."""
+STREAM_BYTES: Final = 32 << 20
+"""The same by weight, about: large frames are kept in smaller number."""
+LIVE_FRAMES_N: Final = 1_000
+LIVE_BYTES: Final = 4 << 20
+"""The same for best-effort frames, which have a stream of their own."""
+STREAMS_N: Final = 100
+"""Attempts of an execution whose frames are kept."""
+STREAM_READ_N: Final = 10_000
+"""Frames of one read; the answer ends before, at CLAIM_BYTES."""
+SUMMARY_BYTES: Final = 256 << 10
 TAGS_N: Final = 64
 TAG_VALUE_BYTES: Final = 256
 KEY_BYTES: Final = 512
@@ -94,5 +106,42 @@ EVENTS_N: Final = 4_096
 """Entries of the partition's event feed; an entry may hold several transitions."""
 ATTEMPTS_N: Final = 100
 """Closed attempts kept per execution."""
+STEPS_N: Final = 10_000
+STEPS_BYTES: Final = 16 << 20
+"""Recorded steps of one run, and their results with names and keys; `ContinueAs` begins a new run."""
+STEP_KEY_BYTES: Final = 64
+STEPS_REOPEN_N: Final = 100
+"""Steps a replay looks at, newest first, for the one whose final failure ended the run before."""
+JOURNAL_HEAD_BYTES: Final = 64 << 10
+"""What a claim answers of recorded steps, and one page of the rest."""
+WAITPOINTS_N: Final = 64
+"""Open at a time per execution, and named by one suspension."""
+SIGNALS_N: Final = 10_000
+"""Signals one execution takes."""
+SIGNALS_BYTES: Final = 16 << 20
+"""Signals one execution keeps for waits to come, with their payloads."""
+SIGNAL_DEDUP_MS: Final = 24 * 3600 * 1000
+"""How long a signal's key is remembered where its sender says nothing else."""
+WAITPOINTS_KEPT_N: Final = 1_000
+"""Waitpoints remembered per execution, closed ones included, so that a late signal hears why it is refused."""
+KID_BYTES: Final = 32
+KIDS_N: Final = 64
+"""Kids that sign or verify in one partition."""
+BAD_TOKENS_MS: Final = 1_000
+"""Refused tokens leave at most one entry in a partition's feed in this time, with how many there were."""
+MATCHER_NAMES_N: Final = 16
+"""Names one matcher accepts; more than that is data, and belongs into the signal's payload."""
+CONDITION_DEPTH: Final = 4
+CONDITION_NODES_N: Final = 512
+CONDITION_BYTES: Final = 128 << 10
+"""A compiled condition: nodes, and as text."""
+MATCHED_BYTES: Final = 8 << 20
+"""Signals one suspension is resumed with, all together."""
+SUSPEND_KEYS_N: Final = 64
+"""Idempotency keys of suspensions an execution remembers."""
+POINTER_BYTES: Final = 4 << 10
+"""A continuation pointer: where the caller keeps what it goes on with."""
+TIMEOUT_PAST_MS: Final = 600_000
+"""A timeout further back than this is a mistake in a clock or a unit, not a wish."""
 PARTITIONS: Final = 4
 """Default count for `ff init`; measured, see docs/decisions."""

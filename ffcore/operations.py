@@ -6,9 +6,6 @@ One line each, nothing else: the verb is `call`, these are for readers and for c
 
 from __future__ import annotations
 
-from typing import TypeVar
-
-from ffcore.args import Args
 from ffcore.contracts.attempt import (
     Claimed,
     ClaimExecutionArgs,
@@ -167,16 +164,11 @@ from ffcore.contracts.worker import (
     NoWork,
     WorkerGranted,
 )
+from ffcore.operations_durable import DurableOperations
 
-R = TypeVar("R")
 
-
-class Operations:
+class Operations(DurableOperations):
     """Mixed into a Backend, which brings `call`."""
-
-    async def call(self, args: Args[R]) -> R:
-        """One atomic transition."""
-        raise NotImplementedError
 
     # ---- attempt
 

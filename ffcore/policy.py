@@ -137,7 +137,6 @@ class ExecutionPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 NOT_YET: Final = frozenset({
     "fallback_policy", "preferred_locality", "isolation_level", "budget_ids", "suspension_policy", "stream_policy",
-    "max_signals_per_execution",
 })
 """Fields of `ExecutionPolicy` or `RoutingRequirements` that no part of the engine reads yet."""
 

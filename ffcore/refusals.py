@@ -35,6 +35,26 @@ SAID: Final[dict[str, tuple[str, str]]] = {
     "max_replays_exhausted": ("it was replayed as often as its policy allows", "submit it anew"),
     "lane_closed": ("the lane takes no new work", "resume it (`ff lane resume`), or use another lane"),
     "purging": ("it is being removed", "try again in a moment"),
+    "version_pinned": ("another version of its task began it", "hand it back; a worker with that version runs it"),
+    "journal_full": (
+        "this run has recorded as much as it may", "begin a new run with ContinueAs, or keep large results elsewhere"),
+    # ---- waitpoints and signals
+    "invalid_token": ("the token opens nothing here", "send the whole token, as it was given, to where it leads"),
+    "missing_token": ("a signal needs its waitpoint's token", "send the token, or act as operator"),
+    "already_suspended": ("it waits already", "wait for that to end, or resume it (`ff job resume`)"),
+    "execution_not_suspended": ("it is neither paused nor waiting", "see what it does with `ff job explain`"),
+    "invalid_lease_for_suspend": ("another attempt of it runs", "suspend with the attempt index of the lease you hold"),
+    "waitpoint_not_found": ("it has no such waitpoint", "see which are open with `ff signal pending`"),
+    "waitpoint_not_pending": ("the waitpoint was waited at before, or is closed", "open another one"),
+    "pending_waitpoint_expired": ("the waitpoint closed before anything waited there", "open another one, for longer"),
+    "waitpoint_limit_exceeded": ("it has as many waitpoints open as it may", "close some, or wait at fewer"),
+    "invalid_waitpoint_for_execution": (
+        "the condition names a waitpoint this execution does not have", "name the waitpoints the call binds"),
+    "invalid_waitpoint_key": ("this waitpoint key cannot be used", "use 1 to 512 bytes of printable text, each once"),
+    "waitpoint_closed": ("the waitpoint takes no more signals", "nothing: what it waited for is settled"),
+    "waitpoint_already_exists": ("another waitpoint has this id", "take a fresh id"),
+    "signal_limit_exceeded": (
+        "the execution takes no more signals", "raise max_signals_per_execution of its policy, or send fewer"),
     # ---- grants and claims
     "invalid_claim_grant": ("there is no such grant for this worker", "ask for a new grant"),
     "claim_grant_expired": ("the grant has run out", "ask for a new one, and claim before it ends"),
@@ -46,10 +66,14 @@ SAID: Final[dict[str, tuple[str, str]]] = {
     "revision_conflict": ("somebody else changed it first", "read it again and decide"),
     # ---- what was sent
     "invalid_input": ("the store cannot take this value", "correct the argument that is named"),
+    "invalid_frame_type": ("a frame's type must be a short word", "use 1 to 128 bytes of printable text, as in token"),
     "invalid_offset": ("there is no such place", "begin at the start, or at a cursor that was answered"),
     "invalid_blocking_reason": ("no such reason to block", "use one that blocks by capability, worker or route"),
     "invalid_capabilities": ("the capabilities cannot be read", "use tokens without commas and spaces"),
-    "invalid_grace_ms": ("the grace is out of bounds", "use milliseconds from 0 to a day"),
+    "invalid_grace_ms": ("the grace is out of bounds", "use milliseconds: a day at most for a cancel, years for a kid"),
+    "rotation_conflict": ("this rotation contradicts an earlier one", "choose a new kid for a new secret"),
+    "invalid_kid": (
+        "this kid does not sign here", "use the one that does, or rotate to this one (`ff secret rotate`)"),
     "invalid_policy_json": ("the policy cannot be read", "send a JSON object with the fields of ExecutionPolicy"),
     "unsupported_policy": ("this release does not honour a part of the policy", "leave that field out"),
     "invalid_tag_key": ("a tag's key has no namespace", "use lower case, a dot and a name, as in shop.tenant"),

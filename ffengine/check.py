@@ -178,6 +178,8 @@ class _Pass:
         self.present: set[str] = set()
         """Whom it told of earlier, and who is there although the scan did not show it."""
         self._sizes: dict[str, tuple[str, int]] = {}
+        self._kids: dict[tuple[str, str], int] = {}
+        """Open waitpoints by execution and kid."""
         self._pages: list[Checked] = []
         """The first and the last."""
 
@@ -199,6 +201,7 @@ class _Pass:
         self.library = page.facts.library
         self.seen |= {record.execution_id: record for record in page.seen}
         self._sizes |= {row.uuid: (row.lane, row.size) for row in page.sizes}
+        self._kids |= {(row.uuid, row.kid): row.n for row in page.kids}
         if page.facts.feed_full and _stamp(page.facts.first_event) > _stamp(self.feed.read_to):
             # What was cut off may have held the links between what we have read and what comes now.
             self.feed.told.clear()
@@ -266,7 +269,7 @@ class _Pass:
                     self.say("I17", id, "the feed never told of it")
 
     def _add_up(self) -> None:
-        """I6 for bytes, where nothing has moved while we read."""
+        """I6 for bytes and I15 for kids, where nothing has moved while we read."""
         first, last = self._pages[0], self._pages[-1]
         if not self.whole or first.bytes != last.bytes or first.facts.last_event != last.facts.last_event:
             return
@@ -280,6 +283,13 @@ class _Pass:
                     "count again",
                     f" bytes {row.lane}",
                 )
+        if first.kid_counts != last.kid_counts:
+            return
+        counted = {row.kid: row.n for row in last.kid_counts if row.kid}
+        for kid in sorted({kid for _, kid in self._kids} | set(counted)):
+            there = sum(n for (_, by), n in self._kids.items() if by == kid)
+            if there != counted.get(kid, 0):
+                self.say("I15", self.key, f"kid {kid} counts {counted.get(kid, 0)} open waitpoints, there are {there}")
 
     def _compare(self, memory: Memory) -> None:
         facts = self._pages[-1].facts

@@ -61,6 +61,8 @@ define {
     if not x then return reply.reject("execution_not_found") end
     if x.state ~= "blocked" then return reply.reject("not_blocked", x.state) end
     if a.expected_blocking_reason and a.expected_blocking_reason ~= x.reason then return reply.reject("invalid_blocking_reason", x.reason) end
+    -- Whoever lifts a pause so says that it may run. What else blocked it is no word about a pause.
+    if x.paused and x.reason == "paused_by_operator" then record.write(p, x, "paused", false) end
     state.requeue(p, x, "unblocked", "reason", false)
     return { "unblocked" }
   end,

@@ -36,6 +36,17 @@ local function count_bytes(c, numbers)
   end
 end
 
+-- I15: open waitpoints by the kid that signed their tokens, and how many were ever opened.
+local function count_kids(c)
+  local flat = redis.call("HGETALL", keys.kids(c.p))
+  for i = 1, #flat, 2 do
+    if flat[i] == "opened" or string.sub(flat[i], 1, 1) == "n" then
+      c.counts[#c.counts + 1] = { flat[i] == "opened" and "" or string.sub(flat[i], 2), tonumber(flat[i + 1]) or 0 }
+    end
+  end
+  table.sort(c.counts, function(l, r) return l[1] < r[1] end)
+end
+
 -- I6: what the header counts. Answers how many leases were gone through.
 local function check_counts(c, numbers)
   local p = c.p
@@ -162,7 +173,7 @@ define {
     local cursor = read_cursor(p, a.cursor)
     if not cursor then return reply.reject("invalid_offset", "cursor") end
     local c = check.begin(p)
-    c.seen, c.events, c.bytes = {}, {}, {}
+    c.seen, c.events, c.bytes, c.counts = {}, {}, {}, {}
     c.told = a.remember and remember or nil
     local first, last, full = feed_span(p)
     local left, looked = a.limit, 0
@@ -170,6 +181,7 @@ define {
       local numbers = lanes.numbers(p)
       left = left - math.floor(check_counts(c, numbers) / 4)
       count_bytes(c, numbers)
+      count_kids(c)
       if last ~= "" and tonumber(string.match(last, "^(%d+)")) > p.hwm then check.say(c, "I20", p.tag, "its feed is ahead of its time") end
     end
     while left > 0 and (cursor.scan ~= "-" or #cursor.begun > 0) do
@@ -205,8 +217,10 @@ define {
     if done then
       c.bytes = {}
       count_bytes(c, lanes.numbers(p))
+      c.counts = {}
+      count_kids(c)
     end
     return { "checked", c.rows, done and "" or write_cursor(p, cursor), looked, c.seen, c.events, c.sizes, c.bytes,
-      { p.now, p.hwm, first, last, full, LIBRARY.sha } }
+      { p.now, p.hwm, first, last, full, LIBRARY.sha }, c.kids, c.counts }
   end,
 }

@@ -230,6 +230,12 @@ define {
     local cap = policy.field(policy.of(p, x), "max_replay_count") or 10
     if record.number(x, "replays") >= cap then return reply.reject("max_replays_exhausted", cap) end
     local logged = redis.call("LRANGE", keys.attempts(p, x.id), -1, -1)[1]
+    if a.mode == "fresh" then
+      journal.restart(p, x)
+    else
+      if x.attempt then journal.reopen(p, x) end
+      if x.waitpoints then waitpoints.reopen(p, x) end
+    end
     if x.result_kept then redis.call("UNLINK", keys.result(p, x.id)) end
     if x.detail then redis.call("HDEL", keys.detail(p, x.id), "reason", "category", "traceback", "cancel_reason", "cancelled_by", "progress") end
     -- The last attempt is logged now, unless it was when its lease ended (a retry, a lost lease) and the end came later.

@@ -8,13 +8,19 @@ local COUNTED_N = 10000   -- members one recount goes through
 -- Everything that follows from a record, written anew.
 local function rederive(p, x)
   local row = state.TABLE[x.state]
-  if row.outcome then record.write(p, x, "reason", false, "cancel_until", false, "waiter", false, "attempt_deadline_at", false, "grant", false)
+  if row.outcome then record.write(p, x, "reason", false, "cancel_until", false, "waiter", false, "attempt_deadline_at", false, "grant", false, "paused", false)
   else
     if row.timer ~= "grant" and x.grant then record.write(p, x, "grant", false) end
     if not row.leased and x.attempt_deadline_at then record.write(p, x, "attempt_deadline_at", false) end
   end
+  if x.suspend_until and x.state ~= "suspended" then record.write(p, x, "suspend_until", false) end
   if not x.more then redis.call("HSET", x.key, record.short("more"), "1") end
   if not x.detail and redis.call("EXISTS", keys.detail(p, x.id)) == 1 then record.write(p, x, "detail", "1") end
+  if not x.journal and redis.call("EXISTS", keys.journal(p, x.id)) == 1 then record.write(p, x, "journal", journal.origin(x)) end
+  if not x.suspension and redis.call("EXISTS", keys.suspension(p, x.id)) == 1 then record.write(p, x, "suspension", 1) end
+  if not x.waitpoints and redis.call("EXISTS", keys.waitpoints(p, x.id)) == 1 then record.write(p, x, "waitpoints", "1") end
+  local streamed = stream.attempts(p, x.id)
+  record.write(p, x, "streams", streamed[#streamed] and streamed[#streamed][1] or false)
   if not x.result_kept then redis.call("UNLINK", keys.result(p, x.id)) end
   if row.queued then queue.enter(p, x)
   elseif row.leased then timers.extend(p, x)
@@ -145,6 +151,10 @@ local function repair_member(p, c, kind, key, member)
   if remedy == "drop the member" then redis.call("ZREM", key, member)
   elseif remedy == "set its timer" then timers.set(p, "outbox", member, p.now)
   elseif remedy == "name it both ways" then return add_member(p, key, string.match(member, "^#") and member or "#" .. value)
+  elseif remedy == "count again" then
+    local count, bytes = tonumber(string.match(value, "^%d+")), 0
+    for seq = 1, count do bytes = bytes + redis.call("HSTRLEN", key, seq) end
+    redis.call("HSET", key, member, count .. " " .. bytes)
   elseif remedy == "look at it" then return add_member(p, keys.reap(p), string.sub(c.rows[1][5], #check.object(p, keys.reap(p)) + 2))
   else return false end
   return true

@@ -15,7 +15,9 @@ local function forget(p, x)
     lanes.note(p, "y" .. lane.no, lane.bytes)
   end
   redis.call("UNLINK", keys.core(p, x.id), keys.payload(p, x.id), keys.result(p, x.id), keys.detail(p, x.id),
-    keys.attempts(p, x.id), keys.waiters(p, x.id))
+    keys.attempts(p, x.id), keys.waiters(p, x.id), keys.journal(p, x.id), keys.suspension(p, x.id), keys.summary(p, x.id),
+    keys.waitpoints(p, x.id), keys.signals(p, x.id))
+  if x.streams then stream.forget(p, x) end
   if string.sub(x.id, 15, 15) == "8" then
     local window = policy.field(policy.of(p, x), "dedup_window_ms") or LIMITS.DEDUP_WINDOW_MS
     local until_ms = record.number(x, "at") + window

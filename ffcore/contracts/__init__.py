@@ -22,8 +22,8 @@ from ffcore.contracts.attempt import (
     ReclaimExecutionArgs, Updated, UpdateProgressResult, UpdateProgressArgs,
 )
 from ffcore.contracts.batch import (
-    Fence, NewExecution, ItemCreated, CreatedMany, CreateManyArgs, ClaimedJob, ClaimedBatch, ClaimBatchArgs,
-    Completion, ItemDone, CompletedMany, CompleteManyArgs, Renewal, ItemRenewed, RenewedMany, RenewManyArgs,
+    Fence, NewExecution, ItemCreated, CreatedMany, CreateManyArgs, JournalHead, ClaimedJob, ClaimedBatch,
+    ClaimBatchArgs, Completion, ItemDone, CompletedMany, CompleteManyArgs, Renewal, ItemRenewed, RenewedMany, RenewManyArgs,
     BellPassed, PassBellArgs,
 )
 from ffcore.contracts.budget import (
@@ -32,13 +32,13 @@ from ffcore.contracts.budget import (
     ResetBudgetResult, ResetBudgetArgs,
 )
 from ffcore.contracts.check import (
-    Wrong, SeenRecord, SeenEvent, SeenSize, KeptBytes, PageFacts, Checked, CheckArgs,
+    Wrong, SeenRecord, SeenEvent, SeenSize, KeptBytes, OpenKid, KidCount, PageFacts, Checked, CheckArgs,
     Repaired, NothingWrong, BeyondRepair, RepairArgs,
 )
 from ffcore.contracts.condition import (
-    MAX_COMPOSITE_DEPTH, MAX_COMPOSITE_LEAVES, CompositeValidationError, ByName, Wildcard, SignalMatcher, CountKind,
-    Single, OperatorOnly, TimeoutOnly, Composite, ResumeCondition, AllOf, Count, CompositeBody, all_of, count,
-    all_of_waitpoints, check_matcher, check_leaf,
+    MAX_COMPOSITE_DEPTH, MAX_COMPOSITE_LEAVES, CompositeValidationError, ByName, ByNames, Wildcard, SignalMatcher,
+    CountKind, Single, OperatorOnly, TimeoutOnly, Composite, ResumeCondition, AllOf, Count, CompositeBody, all_of,
+    count, all_of_waitpoints, check_matcher, check_leaf,
 )
 from ffcore.contracts.dependency import (
     SUCCESS_ONLY, EdgeSnapshot, Outgoing, Incoming, EdgeDirection, OnSatisfied, EdgeGroupState, EdgeAllOf,
@@ -65,6 +65,10 @@ from ffcore.contracts.flow import (
     FlowAlreadySatisfied, CreateFlowResult, CreateFlowArgs, Added, AlreadyMember, AddExecutionToFlowResult,
     AddExecutionToFlowArgs, FlowCancelled, CancellationScheduled, PartiallyCancelled, FlowAlreadyTerminal,
     CancelFlowResult, CancelFlowHeader, CancelFlowArgs, FlowSnapshot, FlowSummary, ListFlowsPage, CompletionPayload,
+)
+from ffcore.contracts.journal import (
+    StepFrame, StepRecorded, StepReplayed, RecordStepArgs, JournalPage, ReadJournalArgs, Continued, ContinueAsArgs,
+    VersionPinned, PinVersionArgs,
 )
 from ffcore.contracts.lane import LaneState, ListLanesPage
 from ffcore.contracts.lease import (
@@ -100,20 +104,27 @@ from ffcore.contracts.secret import (
     check_kid, check_secret_hex, VerifyingKid, WaitpointHmacKids, ListWaitpointHmacKidsArgs, Rotated, Noop,
     RotateWaitpointHmacSecretOutcome, RotateWaitpointHmacSecretArgs, RotateFailed,
     RotateWaitpointHmacSecretAllEntry, RotateWaitpointHmacSecretAllResult, RotateWaitpointHmacSecretAllArgs, Seeded,
-    AlreadySeeded, SeedOutcome, SeedWaitpointHmacSecretArgs,
+    AlreadySeeded, SeedOutcome, SeedWaitpointHmacSecretArgs, TokenMinted, MintTokenArgs,
+    RotateWaitpointHmacSecretWireArgs, SeedWaitpointHmacSecretWireArgs,
 )
 from ffcore.contracts.settings import (
     Settings, SettingsRow, SettingsPage, PutSettingsArgs, ListSettingsArgs, SettingsApplied, ApplySettingsArgs,
 )
 from ffcore.contracts.signal import (
     SignalDuplicate, Accepted, DeliverSignalResult, DeliverSignalArgs, Buffered, BufferSignalResult,
-    BufferSignalArgs, ResumeSignal,
+    BufferSignalArgs, DeliverSignalWireArgs, BufferSignalWireArgs, ResumeSignal,
 )
 from ffcore.contracts.stream import (
     STREAM_READ_HARD_CAP, StreamCursorParseError, StreamCursorEmpty, StreamCursorBareMarkerRejected,
     StreamCursorMalformed, StreamCursor, FrameKind, PatchKind, Durable, DurableSummary, BestEffortLiveConfig,
     BestEffortLive, StreamMode, TailVisibility, SummaryDocument, Frame, Appended, AppendFrameResult,
-    AppendFrameArgs, StreamFrame, StreamFrames, Frames, ReadFramesResult, ReadFramesArgs,
+    AppendFrameArgs, StreamFrame, StreamFrames, Frames, ReadFramesResult, ReadFramesArgs, FrameMode, NewFrame,
+    ItemAppended, AppendedMany, AppendFramesArgs, TailFrame, StreamPage, ReadStreamArgs, Summary, ReadSummaryArgs,
+    SummaryWritten, WriteSummaryArgs,
+)
+from ffcore.contracts.suspended import (
+    ObservedSignal, ObservedSignals, ObserveSignalsArgs, Waited, parse_wait, SuspendedRow, SuspendedPage,
+    ListSuspendedArgs,
 )
 from ffcore.contracts.suspension import (
     IdempotencyKey, WAITPOINTS_N, TIMEOUT_PAST_MS, ResumeTarget, TimeoutBehavior, SuspensionReasonCode,
@@ -121,6 +132,10 @@ from ffcore.contracts.suspension import (
     AdditionalWaitpointBinding, SuspendOutcomeDetails, Suspended, SuspensionAlreadySatisfied, SuspendOutcome,
     SuspendArgs, ExecutionSuspended, SuspendAlreadySatisfied, SuspendExecutionResult, SuspendExecutionArgs, Resumed,
     ResumeExecutionResult, ResumeExecutionArgs, SuspensionExpired, ExpireSuspensionResult, ExpireSuspensionArgs,
+    SuspendWaitpoint, BoundWaitpoint, WireSuspended, WireSatisfied, SuspendWireResult, SuspendWireArgs,
+    WaitSuspended, WaitSatisfied, WaitResult, WaitedWaitpoint, WaitArgs,
+    Paused, PausePending, AlreadyPaused, PauseExecutionResult,
+    PauseExecutionArgs,
 )
 from ffcore.contracts.text import Text, enc_hook, dec_hook
 from ffcore.contracts.upkeep import (
@@ -135,7 +150,7 @@ from ffcore.contracts.views import (
 from ffcore.contracts.waitpoint import (
     WaitpointHmac, check_waitpoint_key, PendingWaitpoint, WaitpointCreated, CreatePendingWaitpointResult,
     CreatePendingWaitpointArgs, Closed, CloseWaitpointResult, CloseWaitpointArgs, PendingWaitpointInfo,
-    ListPendingWaitpointsResult, ListPendingWaitpointsArgs,
+    ListPendingWaitpointsResult, ListPendingWaitpointsArgs, WaitpointOpened, CreatePendingWaitpointWireArgs,
 )
 from ffcore.contracts.worker import (
     CapabilitySet, ClaimPolicy, NoWork, WorkerGranted, ClaimForWorkerOutcome, ClaimForWorkerArgs,
@@ -155,7 +170,8 @@ __all__ = [
     "Reclaimed", "MaxReclaimsExceeded", "ReclaimExecutionResult", "ReclaimExecutionArgs", "Updated",
     "UpdateProgressResult", "UpdateProgressArgs",
     # batch
-    "Fence", "NewExecution", "ItemCreated", "CreatedMany", "CreateManyArgs", "ClaimedJob", "ClaimedBatch",
+    "Fence", "NewExecution", "ItemCreated", "CreatedMany", "CreateManyArgs", "JournalHead", "ClaimedJob",
+    "ClaimedBatch",
     "ClaimBatchArgs", "Completion", "ItemDone", "CompletedMany", "CompleteManyArgs", "Renewal", "ItemRenewed",
     "RenewedMany", "RenewManyArgs", "BellPassed", "PassBellArgs",
     # budget
@@ -163,10 +179,11 @@ __all__ = [
     "UsageDimensions", "UsageOk", "SoftBreach", "HardBreach", "ReportUsageResult", "ReportUsageArgs",
     "ReportUsageAdminArgs", "Reset", "ResetBudgetResult", "ResetBudgetArgs",
     # check
-    "Wrong", "SeenRecord", "SeenEvent", "SeenSize", "KeptBytes", "PageFacts", "Checked", "CheckArgs",
+    "Wrong", "SeenRecord", "SeenEvent", "SeenSize", "KeptBytes", "OpenKid", "KidCount", "PageFacts", "Checked",
+    "CheckArgs",
     "Repaired", "NothingWrong", "BeyondRepair", "RepairArgs",
     # condition
-    "MAX_COMPOSITE_DEPTH", "MAX_COMPOSITE_LEAVES", "CompositeValidationError", "ByName", "Wildcard",
+    "MAX_COMPOSITE_DEPTH", "MAX_COMPOSITE_LEAVES", "CompositeValidationError", "ByName", "ByNames", "Wildcard",
     "SignalMatcher", "CountKind", "Single", "OperatorOnly", "TimeoutOnly", "Composite", "ResumeCondition", "AllOf",
     "Count", "CompositeBody", "all_of", "count", "all_of_waitpoints", "check_matcher", "check_leaf",
     # dependency
@@ -194,6 +211,9 @@ __all__ = [
     "AddExecutionToFlowResult", "AddExecutionToFlowArgs", "FlowCancelled", "CancellationScheduled",
     "PartiallyCancelled", "FlowAlreadyTerminal", "CancelFlowResult", "CancelFlowHeader", "CancelFlowArgs",
     "FlowSnapshot", "FlowSummary", "ListFlowsPage", "CompletionPayload",
+    # journal
+    "StepFrame", "StepRecorded", "StepReplayed", "RecordStepArgs", "JournalPage", "ReadJournalArgs", "Continued",
+    "ContinueAsArgs", "VersionPinned", "PinVersionArgs",
     # lane
     "LaneState", "ListLanesPage",
     # lease
@@ -227,16 +247,21 @@ __all__ = [
     "check_kid", "check_secret_hex", "VerifyingKid", "WaitpointHmacKids", "ListWaitpointHmacKidsArgs", "Rotated",
     "Noop", "RotateWaitpointHmacSecretOutcome", "RotateWaitpointHmacSecretArgs", "RotateFailed",
     "RotateWaitpointHmacSecretAllEntry", "RotateWaitpointHmacSecretAllResult", "RotateWaitpointHmacSecretAllArgs",
-    "Seeded", "AlreadySeeded", "SeedOutcome", "SeedWaitpointHmacSecretArgs",
+    "Seeded", "AlreadySeeded", "SeedOutcome", "SeedWaitpointHmacSecretArgs", "TokenMinted", "MintTokenArgs",
+    "RotateWaitpointHmacSecretWireArgs", "SeedWaitpointHmacSecretWireArgs",
     # signal
     "SignalDuplicate", "Accepted", "DeliverSignalResult", "DeliverSignalArgs", "Buffered", "BufferSignalResult",
-    "BufferSignalArgs", "ResumeSignal",
+    "BufferSignalArgs", "DeliverSignalWireArgs", "BufferSignalWireArgs", "ResumeSignal",
     # stream
     "STREAM_READ_HARD_CAP", "StreamCursorParseError", "StreamCursorEmpty", "StreamCursorBareMarkerRejected",
     "StreamCursorMalformed", "StreamCursor", "FrameKind", "PatchKind", "Durable", "DurableSummary",
     "BestEffortLiveConfig", "BestEffortLive", "StreamMode", "TailVisibility", "SummaryDocument", "Frame",
     "Appended", "AppendFrameResult", "AppendFrameArgs", "StreamFrame", "StreamFrames", "Frames", "ReadFramesResult",
-    "ReadFramesArgs",
+    "ReadFramesArgs", "FrameMode", "NewFrame", "ItemAppended", "AppendedMany", "AppendFramesArgs", "TailFrame",
+    "StreamPage", "ReadStreamArgs", "Summary", "ReadSummaryArgs", "SummaryWritten", "WriteSummaryArgs",
+    # suspended
+    "ObservedSignal", "ObservedSignals", "ObserveSignalsArgs", "Waited", "parse_wait", "SuspendedRow", "SuspendedPage",
+    "ListSuspendedArgs",
     # suspension
     "IdempotencyKey", "WAITPOINTS_N", "TIMEOUT_PAST_MS", "ResumeTarget", "TimeoutBehavior", "SuspensionReasonCode",
     "SuspensionRequester", "ResumePolicy", "Fresh", "UsePending", "WaitpointBinding", "fresh", "use_pending",
@@ -244,6 +269,10 @@ __all__ = [
     "SuspendOutcome", "SuspendArgs", "ExecutionSuspended", "SuspendAlreadySatisfied", "SuspendExecutionResult",
     "SuspendExecutionArgs", "Resumed", "ResumeExecutionResult", "ResumeExecutionArgs", "SuspensionExpired",
     "ExpireSuspensionResult", "ExpireSuspensionArgs",
+    "SuspendWaitpoint", "BoundWaitpoint", "WireSuspended", "WireSatisfied", "SuspendWireResult",
+    "SuspendWireArgs", "WaitSuspended", "WaitSatisfied", "WaitResult", "WaitedWaitpoint", "WaitArgs",
+    "Paused",
+    "PausePending", "AlreadyPaused", "PauseExecutionResult", "PauseExecutionArgs",
     # text
     "Text", "enc_hook", "dec_hook",
     # upkeep
@@ -257,7 +286,7 @@ __all__ = [
     # waitpoint
     "WaitpointHmac", "check_waitpoint_key", "PendingWaitpoint", "WaitpointCreated", "CreatePendingWaitpointResult",
     "CreatePendingWaitpointArgs", "Closed", "CloseWaitpointResult", "CloseWaitpointArgs", "PendingWaitpointInfo",
-    "ListPendingWaitpointsResult", "ListPendingWaitpointsArgs",
+    "ListPendingWaitpointsResult", "ListPendingWaitpointsArgs", "WaitpointOpened", "CreatePendingWaitpointWireArgs",
     # worker
     "CapabilitySet", "ClaimPolicy", "NoWork", "WorkerGranted", "ClaimForWorkerOutcome", "ClaimForWorkerArgs",
 ]

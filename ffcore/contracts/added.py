@@ -18,6 +18,14 @@ ADDED: Final[dict[str, frozenset[str]]] = {
     "SuspendArgs": frozenset({"at", "fence"}),
     "ResolveDependencyArgs": frozenset({"at"}),
     "CloseWaitpointArgs": frozenset({"at"}),
+    "CreatePendingWaitpointArgs": frozenset({"step", "step_name", "version"}),
+    "WaitpointCreated": frozenset({"kid", "replayed"}),
+    # A duplicate answers what the first one was answered; an operator needs no token.
+    "SignalDuplicate": frozenset({"effect"}),
+    "DeliverSignalArgs": frozenset({"operator"}),
+    # How many open waitpoints the grace of a rotation will cut off.
+    "Rotated": frozenset({"open_waitpoints"}),
+    "Noop": frozenset({"open_waitpoints"}),
     "ReportUsageArgs": frozenset({"at"}),
     "ReportUsageAdminArgs": frozenset({"at"}),
     "CheckAdmissionArgs": frozenset({"at"}),
@@ -29,8 +37,16 @@ ADDED: Final[dict[str, frozenset[str]]] = {
     "Completed": frozenset({"replayed"}),
     "RetryScheduled": frozenset({"replayed"}),
     "TerminalFailed": frozenset({"replayed"}),
+    "Suspended": frozenset({"replayed"}),
+    "SuspensionAlreadySatisfied": frozenset({"replayed"}),
     # A breaching report is recorded (D13); `applied` says so.
     "HardBreach": frozenset({"applied"}),
+    # An append may be repeated and need not be kept for long; payloads of frames are bytes, and bound an answer.
+    "AppendFrameArgs": frozenset({"mode", "op"}),
+    "Appended": frozenset({"replayed"}),
+    "StreamFrame": frozenset({"payload"}),
+    "StreamFrames": frozenset({"more"}),
+    "ReadFramesArgs": frozenset({"visibility"}),
 }
 """Class name -> fields."""
 
@@ -38,5 +54,6 @@ ADDED_VARIANTS: Final[dict[str, frozenset[str]]] = {
     "CancelExecutionResult": frozenset({"cancel_requested", "already_terminal"}),
     "ExpireExecutionResult": frozenset({"retry_scheduled"}),
     "AttemptType": frozenset({"compensation"}),
+    "SignalMatcher": frozenset({"by_names"}),
 }
 """Union or enum name -> tags."""

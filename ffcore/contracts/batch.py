@@ -62,6 +62,18 @@ class CreateManyArgs(Args[CreatedMany]):
 # ---- claim a batch -----------------------------------------------------------------------------------
 
 
+class JournalHead(Row):
+    """What a claim tells of the steps an execution has recorded; the rest is read by `ReadJournalArgs`."""
+
+    began: str
+    """The run the journal began in and the version of the task that began it, with a space between."""
+    total: int
+    unpinned: bool
+    """No code has begun this run: a worker with any version of the task may (`PinVersionArgs`)."""
+    entries: list[bytes]
+    """The first entries, as far as 64 KiB hold them."""
+
+
 class ClaimedJob(Row):
     """One leased execution, with all a worker needs to run it.
 
@@ -100,6 +112,8 @@ class ClaimedJob(Row):
     """The execution's policy as JSON; empty when it has none."""
     tags: list[str]
     """Flat: key, value, key, value."""
+    journal: JournalHead | None = None
+    """None: nothing is recorded, and the task's version is the job's."""
 
 
 class ClaimedBatch(Outcome, tag="claimed"):

@@ -61,6 +61,22 @@ class KeptBytes(Row):
     counted: int
 
 
+class OpenKid(Row):
+    """Open waitpoints of one execution whose tokens a kid signed."""
+
+    uuid: str
+    kid: str
+    n: int
+
+
+class KidCount(Row):
+    """What the partition counts of them."""
+
+    kid: str
+    """Empty: how many were ever opened, by any kid."""
+    n: int
+
+
 class PageFacts(Row):
     now_ms: TimestampMs
     hwm: TimestampMs
@@ -85,6 +101,9 @@ class Checked(Outcome, tag="checked"):
     bytes: list[KeptBytes]
     """On the first and the last page: what each lane with a byte limit counts."""
     facts: PageFacts
+    kids: list[OpenKid] = []  # noqa: RUF012 - msgspec copies it
+    kid_counts: list[KidCount] = []  # noqa: RUF012 - msgspec copies it
+    """On the first and the last page."""
 
 
 class CheckArgs(Args[Checked]):

@@ -16,6 +16,8 @@ from ffcore.errors import InvalidArgument
 
 MAX_COMPOSITE_DEPTH: Final = 4
 MAX_COMPOSITE_LEAVES: Final = 256
+MATCHER_NAMES_N: Final = 16
+"""Names of one matcher; more than that is data, and belongs into the signal's payload."""
 
 
 class CompositeValidationError(InvalidArgument):
@@ -30,7 +32,13 @@ class Wildcard(msgspec.Struct, frozen=True, tag_field="type", tag="wildcard"):
     pass
 
 
-SignalMatcher = ByName | Wildcard
+class ByNames(msgspec.Struct, frozen=True, tag_field="type", tag="by_names"):
+    """Any of several names; this engine's own."""
+
+    names: list[str]
+
+
+SignalMatcher = ByName | Wildcard | ByNames
 
 
 class CountKind(StrEnum):
@@ -152,6 +160,11 @@ def _validate(body: CompositeBody, depth: int, path: str) -> None:
 def check_matcher(matcher: SignalMatcher) -> None:
     if isinstance(matcher, ByName) and not 0 < checks.utf8_n(matcher.name, "signal name") <= limits.NAME_BYTES:
         raise InvalidArgument(f"signal_name_empty: name a signal with 1 to {limits.NAME_BYTES} bytes, or use Wildcard")
+    if isinstance(matcher, ByNames):
+        if not 1 <= len(matcher.names) <= MATCHER_NAMES_N:
+            raise InvalidArgument(f"signal_name_empty: a matcher has 1 to {MATCHER_NAMES_N} names")
+        for name in matcher.names:
+            check_matcher(ByName(name))
 
 
 def check_leaf(condition: ResumeCondition) -> None:

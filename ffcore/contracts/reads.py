@@ -191,7 +191,7 @@ class ListCapabilitySetsArgs(Args[CapabilitySets]):
 class EventEntry(Row):
     event_id: str
     fields: list[str]
-    """Flat: ``e`` and a transition, ``o`` and an operator's action."""
+    """Flat: ``e`` and a transition, ``o`` and an operator's action; the texts are those of `lua/shared/events.lua`."""
 
 
 class Events(Outcome, tag="events"):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import ClassVar, Final
 
 from ffcore import checks
 from ffcore.args import Args, Outcome, Row
 from ffcore.errors import InvalidArgument
-from ffcore.ids import PartitionKey
+from ffcore.ids import ExecutionId, PartitionKey, WaitpointId, WaitpointToken, check_id
 
 _KID: Final = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _HEX: Final = re.compile(r"(?:[0-9a-fA-F]{2}){16,128}")
@@ -51,19 +51,25 @@ class Rotated(Outcome, tag="rotated"):
     new_kid: str
     gc_count: int
     """Kids whose grace was over, removed."""
+    open_waitpoints: int = 0
+    """Open waitpoints that an older kid signed: their tokens end with its grace."""
 
 
 class Noop(Outcome, tag="noop"):
     """The same kid and secret are current already."""
 
     kid: str
+    open_waitpoints: int = 0
 
 
 RotateWaitpointHmacSecretOutcome = Rotated | Noop
 
 
 class RotateWaitpointHmacSecretArgs(Args[RotateWaitpointHmacSecretOutcome]):
-    """Make a new kid sign in one partition; tokens of the old one verify until the grace is over."""
+    """Make a new kid sign in one partition; tokens of the old one verify until the grace is over. The secret stays
+    here: the store gets its fingerprint."""
+
+    COMPOSED: ClassVar[bool] = True
 
     new_kid: str
     new_secret_hex: str
@@ -93,9 +99,16 @@ class RotateWaitpointHmacSecretAllResult(Outcome, tag="rotations"):
     def failed(self) -> list[RotateWaitpointHmacSecretAllEntry]:
         return [entry for entry in self.entries if isinstance(entry.result, RotateFailed)]
 
+    @property
+    def open_waitpoints(self) -> int:
+        """How many the grace will cut off, in the partitions that answered."""
+        return sum(entry.result.open_waitpoints for entry in self.entries if not isinstance(entry.result, RotateFailed))
+
 
 class RotateWaitpointHmacSecretAllArgs(Args[RotateWaitpointHmacSecretAllResult]):
-    """The same in every partition; no single function, the caller fans out."""
+    """The same in every partition of executions, each on its own: what failed is listed; the whole may be run again."""
+
+    COMPOSED: ClassVar[bool] = True
 
     new_kid: str
     new_secret_hex: str
@@ -113,6 +126,7 @@ class AlreadySeeded(Outcome, tag="already_seeded"):
     """`same_secret` False: the kid stands for another secret. Rotate to a new kid instead."""
 
     kid: str
+    """The one that signs."""
     same_secret: bool
 
 
@@ -122,6 +136,8 @@ SeedOutcome = Seeded | AlreadySeeded
 class SeedWaitpointHmacSecretArgs(Args[SeedOutcome]):
     """Install the first secret; harmless at every start."""
 
+    COMPOSED: ClassVar[bool] = True
+
     kid: str
     secret_hex: str
     at: PartitionKey
@@ -129,3 +145,58 @@ class SeedWaitpointHmacSecretArgs(Args[SeedOutcome]):
     def __post_init__(self) -> None:
         check_kid(self.kid)
         check_secret_hex(self.secret_hex)
+
+
+# ---- tokens ----------------------------------------------------------------------------------------------
+
+
+class TokenMinted(Outcome, tag="minted"):
+    token: WaitpointToken
+    kid: str
+
+
+class MintTokenArgs(Args[TokenMinted]):
+    """The token of a waitpoint that is open already, made again from its kid. The store is not asked: a token for a
+    waitpoint that does not exist opens nothing. Raises InvalidToken for a kid that has left the ring."""
+
+    COMPOSED: ClassVar[bool] = True
+
+    execution_id: ExecutionId
+    waitpoint_id: WaitpointId
+    waitpoint_key: str
+    kid: str | None = None
+    """None: the one that new tokens get."""
+
+    def __post_init__(self) -> None:
+        check_id(self.execution_id)
+        checks.text(self.waitpoint_id, "waitpoint_id")
+        checks.text(self.waitpoint_key, "waitpoint_key")
+        if self.kid is not None:
+            check_kid(self.kid)
+
+
+# ---- on the wire: a fingerprint in place of the secret ---------------------------------------------------
+
+
+class RotateWaitpointHmacSecretWireArgs(Args[RotateWaitpointHmacSecretOutcome]):
+    """What a RotateWaitpointHmacSecretArgs becomes."""
+
+    FUNCTION: ClassVar[str] = "ff_rotate_waitpoint_hmac_secret"
+    WIRE: ClassVar[bool] = True
+
+    new_kid: str
+    fingerprint: str
+    """`ffcore.tokens.fingerprint`."""
+    grace_ms: int
+    at: PartitionKey
+
+
+class SeedWaitpointHmacSecretWireArgs(Args[SeedOutcome]):
+    """What a SeedWaitpointHmacSecretArgs becomes."""
+
+    FUNCTION: ClassVar[str] = "ff_seed_waitpoint_hmac_secret"
+    WIRE: ClassVar[bool] = True
+
+    kid: str
+    fingerprint: str
+    at: PartitionKey

@@ -10,7 +10,7 @@ from typing import ClassVar, NewType
 
 import msgspec
 
-from ffcore import checks, ids
+from ffcore import checks, ids, limits
 from ffcore.args import Args, Outcome, Row
 from ffcore.contracts.attempt import Handle
 from ffcore.contracts.condition import Composite, ResumeCondition, TimeoutOnly, check_leaf
@@ -23,9 +23,8 @@ from ffcore.states import BlockingReason, PublicState
 IdempotencyKey = NewType("IdempotencyKey", str)
 """Names one suspend call; sending it again answers the first outcome. Empty is the same as none."""
 
-WAITPOINTS_N = 64
-TIMEOUT_PAST_MS = 10 * 60 * 1000
-"""A timeout further back than this is a mistake in a clock or a unit, not a wish."""
+WAITPOINTS_N = limits.WAITPOINTS_N
+TIMEOUT_PAST_MS = limits.TIMEOUT_PAST_MS
 
 
 class ResumeTarget(StrEnum):
@@ -143,12 +142,15 @@ class Suspended(Outcome, tag="suspended"):
 
     details: SuspendOutcomeDetails
     handle: Handle
+    replayed: bool = False
+    """The call was sent before; this is what it was answered then."""
 
 
 class SuspensionAlreadySatisfied(Outcome, tag="already_satisfied"):
     """Signals kept by a pending waitpoint were enough: the lease is still held, go on."""
 
     details: SuspendOutcomeDetails
+    replayed: bool = False
 
 
 SuspendOutcome = Suspended | SuspensionAlreadySatisfied
@@ -173,7 +175,7 @@ class SuspendArgs(Args[SuspendOutcome]):
     fence: LeaseFence | None = None
     """Required of a worker; an operator's suspension has none."""
 
-    OFF_WIRE: ClassVar[frozenset[str]] = frozenset({"now"})
+    COMPOSED: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self._check_bindings()
@@ -239,6 +241,10 @@ SuspendExecutionResult = ExecutionSuspended | SuspendAlreadySatisfied
 
 
 class SuspendExecutionArgs(Args[SuspendExecutionResult]):
+    """The same in the seed's words: one waitpoint; condition and policy as their JSON."""
+
+    COMPOSED: ClassVar[bool] = True
+
     execution_id: ExecutionId
     fence: LeaseFence | None
     """Required; None is refused `fence_required`."""
@@ -262,6 +268,122 @@ class SuspendExecutionArgs(Args[SuspendExecutionResult]):
             raise InvalidArgument(f"timeout_behavior {self.timeout_behavior!r:.40}: use {', '.join(TimeoutBehavior)}")
 
 
+# ---- as the store takes it ---------------------------------------------------------------------------
+
+
+class SuspendWaitpoint(Row):
+    """One waitpoint of a suspension: opened by the call (`fresh`), or pending since before."""
+
+    waitpoint_id: WaitpointId
+    waitpoint_key: str
+    """Of a pending one: the name the condition has for it; empty when it names none."""
+    kid: str | None = None
+    token_digest: str | None = None
+    """SHA-256 of the token, hex. None with kid None: no token opens it."""
+    fresh: bool = True
+
+
+class BoundWaitpoint(Row):
+    waitpoint_id: WaitpointId
+    waitpoint_key: str
+    kid: str
+    """Empty: no token opens it, or the store no longer knows it."""
+
+
+class WireSuspended(Outcome, tag="suspended"):
+    suspension_id: SuspensionId
+    waitpoints: list[BoundWaitpoint]
+    fence: str
+    """Of the lease it was given up under."""
+    replayed: bool
+
+
+class WireSatisfied(Outcome, tag="already_satisfied"):
+    suspension_id: SuspensionId
+    waitpoints: list[BoundWaitpoint]
+    fence: str
+    replayed: bool
+
+
+SuspendWireResult = WireSuspended | WireSatisfied
+
+
+class SuspendWireArgs(Args[SuspendWireResult]):
+    """What `SuspendArgs` and `SuspendExecutionArgs` become: the condition compiled, digests in place of tokens."""
+
+    FUNCTION: ClassVar[str] = "ff_suspend"
+    WIRE: ClassVar[bool] = True
+
+    execution_id: ExecutionId
+    fence: LeaseFence | None = None
+    attempt_index: AttemptIndex | None = None
+    """Refused `invalid_lease_for_suspend` when another attempt runs; None: any."""
+    suspension_id: SuspensionId
+    condition: bytes
+    """By `ffcore.conditions.compile_condition`, for the waitpoints in their order."""
+    reason_code: str
+    requested_by: str = SuspensionRequester.WORKER
+    timeout_at: TimestampMs | None = None
+    timeout_behavior: str = TimeoutBehavior.FAIL
+    consume_matched_signals: bool = True
+    retain_signal_buffer_until_closed: bool = False
+    close_waitpoint_on_resume: bool = True
+    resume_delay_ms: int | None = None
+    continuation_metadata_pointer: str | None = None
+    idempotency_key: str | None = None
+    waitpoints: list[SuspendWaitpoint]
+
+
+# ---- what a handler waits with -----------------------------------------------------------------------
+
+
+class WaitSuspended(Outcome, tag="suspended"):
+    """The lease is gone: the handler stops here, and runs again when the wait is over."""
+
+    until: TimestampMs
+    """When its time is over; 0: never."""
+
+
+class WaitSatisfied(Outcome, tag="already_satisfied"):
+    """The wait is over already; the lease is kept."""
+
+    value: bytes
+    """As the journal has it: `parse_wait` reads it."""
+
+
+WaitResult = WaitSuspended | WaitSatisfied
+
+
+class WaitedWaitpoint(Row):
+    waitpoint_id: WaitpointId
+
+
+class WaitArgs(Args[WaitResult]):
+    """Suspend at a step of the handler, on waitpoints it has opened before; on none, to sleep."""
+
+    execution_id: ExecutionId
+    fence: LeaseFence
+    suspension_id: SuspensionId
+    step: str
+    """Its key in the journal, where what it was resumed with will stand."""
+    step_name: str
+    version: int = 1
+    """Of the task that runs."""
+    condition: bytes
+    timeout_ms: int | None = None
+    timeout_behavior: TimeoutBehavior = TimeoutBehavior.FAIL
+    reason_code: SuspensionReasonCode = SuspensionReasonCode.WAITING_FOR_SIGNAL
+    close_waitpoints: bool = True
+    """Otherwise, and after a timeout that the handler is told of, they stay open: what comes later is kept for the next
+    wait."""
+    waitpoints: list[WaitedWaitpoint] = msgspec.field(default_factory=list[WaitedWaitpoint])
+
+    def __post_init__(self) -> None:
+        checks.span_ms(self.timeout_ms, "timeout_ms")
+        if len(self.waitpoints) > WAITPOINTS_N:
+            raise InvalidArgument(f"{len(self.waitpoints)} waitpoints; one wait names {WAITPOINTS_N} at most")
+
+
 # ---- resume and expire -------------------------------------------------------------------------------
 
 
@@ -273,10 +395,16 @@ ResumeExecutionResult = Resumed
 
 
 class ResumeExecutionArgs(Args[ResumeExecutionResult]):
+    """An operator lets an execution go on. A pause is taken back; without one, what waits for an operator is met, and a
+    suspension in which nothing does ends as it stands."""
+
     execution_id: ExecutionId
     trigger_type: str = "signal"
     """signal, operator or auto_resume."""
     resume_delay_ms: int = 0
+
+    REPEATABLE: ClassVar[bool] = False
+    """Sent twice it may take a pause back first, and then end a wait that nobody meant."""
 
     def __post_init__(self) -> None:
         if self.trigger_type not in ("signal", "operator", "auto_resume"):
@@ -295,3 +423,31 @@ class ExpireSuspensionArgs(Args[ExpireSuspensionResult]):
     """Apply the timeout behaviour of a suspension whose time is over; harmless when it is not."""
 
     execution_id: ExecutionId
+
+
+# ---- pause -------------------------------------------------------------------------------------------
+
+
+class Paused(Outcome, tag="paused"):
+    """It will not start, or go on, before it is resumed."""
+
+
+class PausePending(Outcome, tag="pause_pending"):
+    """It runs; once its lease ends without ending it, it is paused."""
+
+
+class AlreadyPaused(Outcome, tag="already_paused"):
+    pass
+
+
+PauseExecutionResult = Paused | PausePending | AlreadyPaused
+
+
+class PauseExecutionArgs(Args[PauseExecutionResult]):
+    """Keep one execution from running until `ResumeExecutionArgs`."""
+
+    execution_id: ExecutionId
+    reason: str
+
+    def __post_init__(self) -> None:
+        checks.size(self.reason, "reason", limits.REASON_BYTES, code="invalid_input")

@@ -5,12 +5,13 @@ A waitpoint is addressed with a token; views show only the token's kid and finge
 
 from __future__ import annotations
 
-from typing import NewType
+from typing import ClassVar, NewType
 
 import msgspec
 
-from ffcore import checks, ids
+from ffcore import checks, ids, limits
 from ffcore.args import Args, Outcome, Row
+from ffcore.contracts.lease import LeaseFence
 from ffcore.errors import InvalidArgument
 from ffcore.ids import (
     AttemptId,
@@ -18,7 +19,6 @@ from ffcore.ids import (
     ExecutionId,
     LeaseEpoch,
     LeaseId,
-    PartitionKey,
     TimestampMs,
     WaitpointId,
     WaitpointToken,
@@ -48,13 +48,24 @@ class WaitpointCreated(Outcome, tag="created"):
     waitpoint_id: WaitpointId
     waitpoint_key: str
     waitpoint_token: WaitpointToken
+    """Empty when it was opened before and the ring no longer has the secret of its kid: waiting there still works."""
+    kid: str = ""
+    replayed: bool = False
+    """It was there already: by its step, or because the call was sent again."""
 
 
 CreatePendingWaitpointResult = WaitpointCreated
 
 
 class CreatePendingWaitpointArgs(Args[CreatePendingWaitpointResult]):
-    """Open a waitpoint before anyone is told of it, so that an early signal is kept."""
+    """Open a waitpoint before anyone is told of it, so that an early signal is kept.
+
+    With a step key the journal records it in the same call (kind ``gate``; value: waitpoint id, waitpoint key and kid,
+    as `ffcore.tokens.GateRecord` packs them); sent again with a key that stands there, the recorded waitpoint is the
+    answer.
+    """
+
+    COMPOSED: ClassVar[bool] = True
 
     execution_id: ExecutionId
     lease_id: LeaseId
@@ -64,10 +75,45 @@ class CreatePendingWaitpointArgs(Args[CreatePendingWaitpointResult]):
     waitpoint_id: WaitpointId
     waitpoint_key: str
     expires_in_ms: int
+    """It closes by itself if nothing has waited there by then."""
+    step: str | None = None
+    step_name: str | None = None
+    version: int = 1
+    """The version of the task that runs, for a journal that begins with this entry."""
 
     def __post_init__(self) -> None:
         check_waitpoint_key(self.waitpoint_key)
         checks.span_ms(self.expires_in_ms, "expires_in_ms", 1)
+        checks.text(self.step_name, "step_name", limits.NAME_BYTES)
+        if (self.step is None) != (self.step_name is None):
+            raise InvalidArgument("step and step_name belong together: give both, or neither")
+
+
+class WaitpointOpened(Outcome, tag="created"):
+    """What the store answers: it knows the kid, not the token."""
+
+    waitpoint_id: WaitpointId
+    waitpoint_key: str
+    kid: str
+    replayed: bool
+
+
+class CreatePendingWaitpointWireArgs(Args[WaitpointOpened]):
+    """What a CreatePendingWaitpointArgs becomes: kid and digest in place of a token. Without them no token opens it."""
+
+    FUNCTION: ClassVar[str] = "ff_create_pending_waitpoint"
+    WIRE: ClassVar[bool] = True
+
+    execution_id: ExecutionId
+    fence: LeaseFence
+    waitpoint_id: WaitpointId
+    waitpoint_key: str
+    expires_in_ms: int | None = None
+    kid: str | None = None
+    token_digest: str | None = None
+    step: str | None = None
+    step_name: str | None = None
+    version: int = 1
 
 
 class Closed(Outcome, tag="closed"):
@@ -78,9 +124,16 @@ CloseWaitpointResult = Closed
 
 
 class CloseWaitpointArgs(Args[CloseWaitpointResult]):
+    """Close a waitpoint; later signals with new keys are refused. One that is closed already stays as it is. A
+    suspension that waits there goes on waiting: for its other waitpoints, its timeout, an operator."""
+
     waitpoint_id: WaitpointId
     reason: str
-    at: PartitionKey
+    at: ExecutionId
+
+    def __post_init__(self) -> None:
+        ids.check_id(self.at)
+        checks.text(self.reason, "reason", limits.NAME_BYTES)
 
 
 # ---- views -------------------------------------------------------------------------------------------
@@ -108,6 +161,8 @@ class ListPendingWaitpointsResult(Outcome, tag="waitpoints"):
 
 
 class ListPendingWaitpointsArgs(Args[ListPendingWaitpointsResult]):
+    """The open waitpoints of an execution, by id; nothing in the answer opens one."""
+
     execution_id: ExecutionId
     after: WaitpointId | None = None
     limit: int | None = None

@@ -124,6 +124,8 @@ function attempt.expire_lease(p, x)
   else
     unseen = unseen + 1
     if unseen > 1 then crashes = crashes + 1 end
+    -- Nobody's code is known to have begun it: as in its first attempt, any version of its task may run it.
+    if x.attempt == "0" and x.next == "initial" and not x.journal then record.write(p, x, "unpinned", "1") end
   end
   return attempt.interrupt(p, x, "reclaimable", "lease_expired", crashes, unseen)
 end

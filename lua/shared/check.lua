@@ -17,13 +17,14 @@ local REASONS = {
 local NEXT = { initial = true, retry = true, reclaim = true, replay = true, resumed = true, compensation = true }
 local NUMBERS = { "created_at", "at", "turn", "priority", "lease_epoch", "started_at", "attempt_started_at", "moved_at", "attempt",
   "attempt_deadline_at", "attempt_left_ms", "deadline_at", "deadline_ms", "retries", "crashes", "unseen", "hand_backs", "replays",
-  "run", "cancel_until", "size" }
+  "run", "cancel_until", "size", "suspension", "suspend_until" }
+local SIGNALS_SUMMED_N = 100   -- of more their bytes are not added up
 local PAST = { "created_at", "started_at", "attempt_started_at", "moved_at" }
-local NOT_AFTER_THE_END = { "reason", "cancel_until", "waiter", "attempt_deadline_at", "grant" }
+local NOT_AFTER_THE_END = { "reason", "cancel_until", "waiter", "attempt_deadline_at", "grant", "paused" }
 
 -- One pass over one page: rows found, and what is looked up once.
 function check.begin(p)
-  return { p = p, rows = {}, named = {}, armed = {}, sizes = {} }
+  return { p = p, rows = {}, named = {}, armed = {}, sizes = {}, kids = {} }
 end
 
 function check.say(c, invariant, id, detail, remedy, object)
@@ -59,7 +60,7 @@ end
 local followed
 function check.followed()
   if followed then return followed end
-  local seen = { deadline = true, cancel_grace = true }
+  local seen = { deadline = true, cancel_grace = true, suspension = true }
   for _, row in pairs(state.TABLE) do if row.timer then seen[row.timer] = true end end -- order-free
   followed = {}
   for kind in pairs(seen) do followed[#followed + 1] = kind end -- order-free
@@ -72,6 +73,7 @@ function check.due(x)
   local row, due = state.TABLE[x.state], {}
   if row.timer then due[row.timer] = x.at end
   if not row.outcome then due.deadline, due.cancel_grace = x.deadline_at, x.cancel_until end
+  if x.state == "suspended" then due.suspension = x.suspend_until end
   return due
 end
 
@@ -133,6 +135,10 @@ local function words(c, x, full)
       check.say(c, "I5", full, x.state .. " and still has attempt_deadline_at", "take attempt_deadline_at off its record")
     end
   end
+  if x.suspend_until and x.state ~= "suspended" then
+    check.say(c, "I5", full, x.state .. " and still has suspend_until", "take suspend_until off its record")
+  end
+  if x.paused and state.stays_out(x, x.state) then check.say(c, "I1", full, "is paused and still " .. x.state) end
   if not x.more then
     local rare, said = {}, { id = x.id, key = x.key, next = "initial", attempt = "0", started_at = x.lease_epoch }
     for name, value in pairs(x) do -- order-free
@@ -240,8 +246,56 @@ local function kept(c, x, full)
   if not x.detail and redis.call("EXISTS", keys.detail(p, x.id)) == 1 then
     check.say(c, "I18", full, "has a detail hash its record does not know of", "mark its record")
   end
+  local streamed = stream.attempts(p, x.id)
+  local last = streamed[#streamed] and streamed[#streamed][1]
+  if last ~= x.streams then
+    check.say(c, "I18", full, "emitted frames in attempt " .. tostring(last) .. " last, the record says " .. tostring(x.streams), "mark its record")
+  end
+  if not x.waitpoints and redis.call("EXISTS", keys.waitpoints(p, x.id)) == 1 then
+    check.say(c, "I15", full, "has waitpoints its record does not know of", "mark its record")
+  end
+  if not x.journal and redis.call("EXISTS", keys.journal(p, x.id)) == 1 then
+    check.say(c, "I22", full, "has recorded steps its record does not know of", "mark its record")
+  elseif x.journal and not string.find(x.journal, "^%d+ %d+$") then
+    check.say(c, "I1", full, "journal is no run and version: " .. string.sub(x.journal, 1, 40))
+  end
   if state.is_terminal(x.state) and not check.is_armed(c, "lane", x.lane) then
     check.say(c, "I18", full, "has ended and nothing will ever purge lane " .. lanes.name(p, x.lane), "let retention look at its lane")
+  end
+end
+
+-- I14: what it waits for, and what it has waited for.
+local function waits(c, x, full)
+  local p = c.p
+  local key = keys.suspension(p, x.id)
+  local r = redis.call("HMGET", key, "i", "c", "w", "y", "m", "s")
+  local function say(detail, remedy) check.say(c, "I14", full, detail, remedy) end
+  if x.state ~= "suspended" then
+    if x.suspension and not r[1] then say("has waited and its suspension is gone")
+    elseif r[1] and not x.suspension then say("has a suspension its record does not know of", "mark its record")
+    elseif r[1] and not r[4] and not r[6] then say(x.state .. " and its suspension is not over") end
+  elseif not r[1] or not x.suspension then
+    say("suspended and waits for nothing that is known")
+  else
+    if r[4] then say("suspended and its suspension is over: " .. r[4]) end
+    if not condition.read(r[2] or "") then say("its condition cannot be read") end
+    local n, bytes = string.match(r[5] or "0 0", "^(%d+) (%d+)$")
+    local sum = 0
+    for k = 1, math.min(tonumber(n or "0"), SIGNALS_SUMMED_N) do sum = sum + redis.call("HSTRLEN", key, "m" .. k) end
+    if not n or tonumber(n) <= SIGNALS_SUMMED_N and sum ~= tonumber(bytes) then say("counts signals as " .. tostring(r[5]) .. ", there are " .. sum .. " bytes") end
+  end
+  local listed, i = {}, 0
+  for id in string.gmatch(x.state == "suspended" and r[3] or "", "%S+") do
+    i = i + 1
+    listed[id] = i
+    if not waitpoints.load(p, x, id) then say("waits at " .. id .. ", which is no waitpoint of it") end
+  end
+  if not x.waitpoints then return end
+  local all = waitpoints.all(p, x)
+  for w = 1, #all do
+    local id, row = all[w][1], all[w][2]
+    if row.state == "active" and row.index ~= listed[id] then say("waitpoint " .. id .. " is active and it does not wait there") end
+    if row.state == "pending" and listed[id] then say("waits at " .. id .. ", which is not active") end
   end
 end
 
@@ -275,6 +329,7 @@ function check.record(c, id)
     standing(c, x, full)
     fence_of(c, x, full)
     kept(c, x, full)
+    waits(c, x, full)
     instants(c, x, full)
     if x.size and state.is_terminal(x.state) and lanes.of(p, x.lane).bytes then c.sizes[#c.sizes + 1] = { id, x.lane, tonumber(x.size) } end
   end

@@ -36,10 +36,17 @@ function claim.check(a)
 end
 
 -- One leased job as the worker gets it (ffcore/contracts/batch.py, ClaimedJob): what never holds a space
--- in one text, then what may hold anything. As 23 values of an answer the same would cost 6 % of the claim.
+-- in one text, then what may hold anything, and what it has recorded if there is any; and what counts towards the
+-- bound of one answer. As 23 values of an answer the same would cost 6 % of the claim.
 local function answer(p, x, lane_name, payload)
-  local rare
+  local rare, head
+  local bytes = #payload
   if x.more then
+    if x.journal or x.unpinned then
+      local size
+      head, size = journal.head(p, x)
+      bytes = bytes + size
+    end
     rare = table.concat({ x.version or "1", x.namespace or "default", x.deadline_at or "0", x.attempt_deadline_at or "0",
       x.retries or "0", x.crashes or "0", x.run or "0", x.cancel_until and "1" or "0" }, " ")
   else
@@ -48,7 +55,7 @@ local function answer(p, x, lane_name, payload)
   local lease_id = x.lease_id
   return { p.id_prefix .. x.id .. " " .. lease_id .. " " .. x.lease_epoch .. " " .. (x.attempt_id or lease_id) .. " " .. x.attempt .. " "
     .. x.next .. " " .. x.at .. " " .. x.task .. " " .. lane_name .. " " .. (x.priority or "0") .. " " .. x.created_at .. " " .. rare,
-    payload, x.payload_encoding or "", policy.text(p, x), x.detail and record.tags(p, x) or {} }
+    payload, x.payload_encoding or "", policy.text(p, x), x.detail and record.tags(p, x) or {}, head }, bytes
 end
 
 -- Leases of this claim_id that are still held, after a lost reply; nil if the slot's last claim was another.
@@ -60,7 +67,7 @@ local function remembered(p, slot, n)
   for id, epoch in string.gmatch(list, "(%S+)@(%d+)") do
     local x = record.load(p, id)
     if x and x.state == "active" and x.lease_epoch == epoch then
-      jobs[#jobs + 1] = answer(p, x, lanes.name(p, x.lane), redis.call("GET", keys.payload(p, id)) or "")
+      jobs[#jobs + 1] = (answer(p, x, lanes.name(p, x.lane), redis.call("GET", keys.payload(p, id)) or ""))
     end
   end
   fence.replayed(p)
@@ -106,9 +113,10 @@ local function lease_from(p, a, want, out)
               skips = skips + 1
             else
               local payload = redis.call("GET", keys.payload(p, id)) or ""
-              out.bytes = out.bytes + #payload
               attempt.begin(p, x, a.claim_id .. "." .. #out.jobs, a.lease_ttl_ms, "claimed")
-              out.jobs[#out.jobs + 1] = answer(p, x, lane.name, payload)
+              local job, bytes = answer(p, x, lane.name, payload)
+              out.jobs[#out.jobs + 1] = job
+              out.bytes = out.bytes + bytes
               taken[#taken + 1] = id .. "@" .. x.lease_epoch
               want = want - 1
             end

@@ -4,6 +4,9 @@
 -- feed never runs back. One transition is one string:
 --   uuid from to epoch attempt lane lease_id reason...
 -- with "-" for what is empty (the lease id stands where a lease begins); only the reason may hold spaces, so it comes last.
+-- What is no transition but belongs to an execution has its state twice, and says in the first word of the reason what
+-- it is (signal, pause_pending, approved, ...): ffsdk/events.py tells kinds of subscriptions by these words.
+-- From and to are the same word for what happened without a move: signals and waitpoints (signal.lua says how they read).
 
 local events = {}
 

@@ -15,6 +15,14 @@ function keys.result(p, id)    return p.key .. ":r:" .. id end   -- string: opaq
 function keys.detail(p, id)    return p.key .. ":d:" .. id end   -- hash: tags and free text
 function keys.attempts(p, id)  return p.key .. ":a:" .. id end   -- list: attempts that did not end it
 function keys.waiters(p, id)   return p.key .. ":w:" .. id end   -- zset: clients beyond the first, until
+function keys.journal(p, id)   return p.key .. ":j:" .. id end   -- hash: recorded steps by number, and their numbers by key
+function keys.suspension(p, id) return p.key .. ":s:" .. id end  -- hash: what it waits for, or last waited for
+function keys.waitpoints(p, id) return p.key .. ":g:" .. id end  -- hash: where signals arrive, by waitpoint
+function keys.signals(p, id)   return p.key .. ":m:" .. id end   -- hash: signals kept by number, and what their keys were answered
+function keys.stream(p, id, attempt) return p.key .. ":t:" .. id .. ":" .. attempt end -- stream: frames of one attempt
+function keys.live(p, id, attempt) return p.key .. ":b:" .. id .. ":" .. attempt end -- stream: frames of one attempt for whoever looks now
+function keys.frames(p, id)    return p.key .. ":n:" .. id end   -- hash: how far its streams are, and which attempts have some
+function keys.summary(p, id)   return p.key .. ":y:" .. id end   -- hash: the summary document and its version
 function keys.queue(p, lane, cap)   return p.key .. ":q:" .. lane .. ":" .. cap end   -- zset: ready, by band and turn
 function keys.before(p, lane, cap)  return p.key .. ":o:" .. lane .. ":" .. cap end   -- zset: ready, in the order the lane had before
 function keys.tenant(p, lane, cap, fair) return p.key .. ":k:" .. lane .. ":" .. cap .. ":" .. fair end -- zset: an aged lane's ready ones of a key
@@ -39,8 +47,10 @@ function keys.tombs(p, id)     return p.key .. ":tomb:" .. string.sub(id, -3) en
 function keys.workers(p)       return p.key .. ":workers" end    -- zset: instance, until
 function keys.worker(p, id)    return p.key .. ":worker:" .. redis.sha1hex(id) end
 function keys.settings(p)      return p.key .. ":settings" end   -- hash: what -> revision, changed at, values
+function keys.kids(p)          return p.key .. ":kids" end       -- hash: which secrets sign and verify tokens; never a secret
 function keys.tasks(p)         return p.key .. ":tasks" end      -- hash: task name -> descriptor
 
 function keys.worker_channel(p, name) return p.key .. ":w:" .. name end
 function keys.client_channel(p, name) return p.key .. ":c:" .. name end
+function keys.stream_channel(p, id)   return p.key .. ":s:" .. id end
 function keys.ticker_channel(p)       return p.key .. ":tick" end

@@ -62,7 +62,7 @@ local function timer(c, key, member)
     local followed = false
     local list = check.followed()
     for i = 1, #list do followed = followed or list[i] == kind end
-    if followed and not check.due(x)[kind] or kind == "unknown_task" and not (x.state == "blocked" and x.reason == "waiting_for_capable_worker") then
+    if kind == "waitpoint" and (not x.waitpoints or state.is_terminal(x.state)) or followed and not check.due(x)[kind] or kind == "unknown_task" and not (x.state == "blocked" and x.reason == "waiting_for_capable_worker") then
       check.say(c, "I5", p.id_prefix .. id, x.state .. " and timer " .. kind .. " is set", "drop the member", object)
     end
   end
@@ -167,6 +167,135 @@ local function worker(c, key)
   end
 end
 
+-- A stream of an attempt is one that the execution knows of, or nobody would ever remove it.
+local function of_attempt(c, key, id, index)
+  if redis.call("EXISTS", keys.core(c.p, id)) == 0 then return orphan(c, key, id) end
+  local list = stream.attempts(c.p, id)
+  for i = 1, #list do if list[i][1] == index then return end end
+  check.say(c, "I18", c.p.id_prefix .. id, check.object(c.p, key) .. " is of an attempt that is not known to have frames", "delete the key", check.object(c.p, key))
+end
+
+-- Recorded steps: each can be read and is the one its key leads to; numbers have no gaps, and the count is right.
+local SUMMED_N = 1000   -- of longer ones the bytes are not added up
+
+local function journal_size(c, key)
+  c.journals = c.journals or {}
+  if c.journals[key] == nil then
+    local count, bytes = string.match(redis.call("HGET", key, "n") or "", "^(%d+) (%d+)$")
+    c.journals[key] = count and { tonumber(count), tonumber(bytes) } or false
+  end
+  return c.journals[key]
+end
+
+local function steps(c, key, id)
+  orphan(c, key, id)
+  local size = journal_size(c, key)
+  if not size then check.say(c, "I22", c.p.id_prefix .. id, "nobody has counted its recorded steps", "", check.object(c.p, key)) end
+end
+
+local function recorded(c, key, field, value)
+  local p, id = c.p, string.sub(key, -36)
+  local size = journal_size(c, key)
+  local function say(detail, remedy) check.say(c, "I22", p.id_prefix .. id, detail, remedy, check.object(p, key, field)) end
+  if not size then return end
+  if field == "n" then
+    local there = redis.call("HLEN", key)
+    if there ~= 2 * size[1] + 1 then return say("counts " .. size[1] .. " recorded steps in " .. there .. " fields") end
+    if size[1] > SUMMED_N then return end
+    local sum = 0
+    for seq = 1, size[1] do sum = sum + redis.call("HSTRLEN", key, seq) end
+    if sum ~= size[2] then say("counts " .. size[2] .. " bytes of recorded steps, there are " .. sum, "count again") end
+  elseif string.sub(field, 1, 1) == "k" then
+    local entry = redis.call("HGET", key, value)
+    if not entry or string.sub(field, 2) ~= string.match(entry, "^%S*") then say("step " .. field .. " is to be found under " .. value .. " and is not") end
+  else
+    local name, kind, status = journal.unpack(value)
+    if not name or not journal.KINDS[kind] or not journal.STATUSES[status] then return say("recorded step " .. field .. " cannot be read") end
+    if redis.call("HGET", key, "k" .. name) ~= field then say("no key leads to recorded step " .. field) end
+    if not string.find(field, "^%d+$") or tonumber(field) < 1 or tonumber(field) > size[1] then say("recorded step " .. field .. " is not one of " .. size[1]) end
+  end
+end
+
+-- Waitpoints: how many are open is counted right, their timer is set in time, and what has ended has none open.
+local function places(c, key, id)
+  local p = c.p
+  local x = record.load(p, id)
+  if not x then return orphan(c, key, id) end
+  if not state.TABLE[x.state] then return end
+  local full, object = p.id_prefix .. id, check.object(p, key)
+  if not x.waitpoints then return end   -- told of with its record
+  local all, open, next_at = waitpoints.all(p, x)
+  local there, by_kid, kids_seen = 0, {}, {}
+  for i = 1, #all do
+    local row = all[i][2]
+    if row.state ~= "closed" then
+      there = there + 1
+      if row.kid and not by_kid[row.kid] then kids_seen[#kids_seen + 1] = row.kid end
+      if row.kid then by_kid[row.kid] = (by_kid[row.kid] or 0) + 1 end
+      if row.state == "pending" and row.expires and (next_at == 0 or next_at > row.expires) then
+        check.say(c, "I15", full, "waitpoint " .. all[i][1] .. " expires and no timer closes it", "", object)
+      end
+    end
+  end
+  for i = 1, #kids_seen do c.kids[#c.kids + 1] = { id, kids_seen[i], by_kid[kids_seen[i]] } end
+  if open ~= there then check.say(c, "I15", full, "counts " .. open .. " open waitpoints, there are " .. there, "", object) end
+  if there > 0 and state.is_terminal(x.state) then check.say(c, "I15", full, "has ended and waitpoints are open", "", object) end
+  local timer = tonumber(redis.call("ZSCORE", keys.timers(p), "waitpoint:" .. id) or "0")
+  if timer ~= next_at then check.say(c, "I5", full, string.format("a waitpoint closes at %.0f and its timer is %.0f", next_at, timer), "", object) end
+end
+
+local function place(c, key, id, text)
+  if id == "m" then return end
+  local row = waitpoints.is_id(id) and waitpoints.read(text)
+  if not row or not (row.state == "pending" or row.state == "active" or row.state == "closed") or (row.index ~= nil) ~= (row.state == "active") then
+    check.say(c, "I15", c.p.id_prefix .. string.sub(key, -36), "waitpoint " .. string.sub(id, 1, 40) .. " cannot be read", "", check.object(c.p, key, id))
+  end
+end
+
+-- Signals: what is kept is counted right, for the execution and for each of its waitpoints.
+local function messages(c, key, id)
+  local p = c.p
+  local x = record.load(p, id)
+  if not x then return orphan(c, key, id) end
+  if not x.waitpoints then
+    if redis.call("EXISTS", keys.waitpoints(p, id)) == 0 then check.say(c, "I15", p.id_prefix .. id, "has signals and no waitpoint", "", check.object(p, key)) end
+    return
+  end
+  local t, fields = waitpoints.tally(p, x), redis.call("HLEN", key) <= LIMITS.PAGE_MAX_N and redis.call("HKEYS", key) or {}
+  local kept, bytes, sum = 0, 0, 0
+  for i = 1, #fields do
+    local kind = string.sub(fields[i], 1, 1)
+    if kind == "s" then kept, bytes = kept + 1, bytes + redis.call("HSTRLEN", key, fields[i])
+    elseif kind == "c" then sum = sum + (tonumber(string.match(redis.call("HGET", key, fields[i]), " (%d+)$")) or 0) end
+  end
+  if #fields > 0 and (kept ~= t.kept or bytes ~= t.bytes or sum ~= kept) then
+    check.say(c, "I15", p.id_prefix .. id, "counts " .. t.kept .. " signals of " .. t.bytes .. " bytes, there are " .. kept .. " of " .. bytes
+      .. ", its waitpoints count " .. sum, "", check.object(p, key))
+  end
+end
+
+local function message(c, key, field, text)
+  local kind, rest = string.sub(field, 1, 1), string.sub(field, 2)
+  local sound
+  if kind == "s" then
+    local total = tonumber(string.match(redis.call("HGET", key, "n") or "", "^(%d+)"))
+    sound = string.find(rest, "^%d+$") and total and tonumber(rest) <= total and waitpoints.unpack(text, 11) ~= nil
+  elseif kind == "k" then sound = #rest == 40 and string.find(text, "^%d+ %S+ %S+ %d+$")
+  elseif kind == "c" then sound = waitpoints.is_id(rest) and string.find(text, "^%d+ [1-9]%d*$")
+  else sound = field == "n" and string.find(text, "^%d+ %d+ %d+$") end
+  if not sound then
+    check.say(c, "I15", c.p.id_prefix .. string.sub(key, -36), "signal " .. string.sub(field, 1, 45) .. " cannot be read", "", check.object(c.p, key, field))
+  end
+end
+
+local function kid(c, key, field, text)
+  local kind, sound = string.sub(field, 1, 1), true
+  if field == "current" then sound = string.match(redis.call("HGET", key, "k" .. text) or "", " 0$") ~= nil
+  elseif kind == "k" then sound = string.find(text, "^%x+ %d+$") and ((string.find(text, " 0$") ~= nil) == (redis.call("HGET", key, "current") == string.sub(field, 2)))
+  else sound = string.find(text, "^%d+$") and (kind == "n" or field == "opened") end
+  if not sound then check.say(c, "I15", c.p.tag, "kid row " .. string.sub(field, 1, 40) .. " does not fit the others", "", check.object(c.p, key, field)) end
+end
+
 local function nothing() end
 
 kinds.LIST = {
@@ -179,6 +308,15 @@ kinds.LIST = {
   { name = "detail", type = "hash", parts = { UUID }, whole = orphan },
   { name = "attempts", type = "list", parts = { UUID }, whole = orphan },
   { name = "waiters", type = "zset", parts = { UUID }, whole = waiters },
+  { name = "journal", type = "hash", parts = { UUID }, whole = steps, member = recorded },
+  { name = "stream", type = "stream", parts = { UUID, "(%d+)" }, whole = of_attempt },
+  { name = "live", type = "stream", parts = { UUID, "(%d+)" }, whole = of_attempt },
+  { name = "frames", type = "hash", parts = { UUID }, whole = orphan },
+  { name = "summary", type = "hash", parts = { UUID }, whole = orphan },
+  { name = "suspension", type = "hash", parts = { UUID }, whole = orphan },
+  { name = "waitpoints", type = "hash", parts = { UUID }, whole = places, member = place, costs = 4 },
+  { name = "signals", type = "hash", parts = { UUID }, whole = messages, member = message },
+  { name = "kids", type = "hash", parts = {}, whole = nothing, member = kid },
   { name = "queue", type = "zset", parts = { "(%d+)", "([%x%-]+)" }, whole = of_lane, member = stands_here },
   { name = "before", type = "zset", parts = { "(%d+)", "([%x%-]+)" }, whole = of_lane, member = stands_here },
   { name = "tenant", type = "zset", parts = { "(%d+)", "([%x%-]+)", "([%x%-]+)" }, whole = of_lane, member = of_tenant },

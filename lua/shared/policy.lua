@@ -23,7 +23,7 @@ end
 local COUNT, SPAN = { 0, 4294967295 }, { 0, LIMITS.SPAN_MAX_MS }
 local NUMBERS = {
   [""] = { priority = { LIMITS.PRIORITY_MIN, LIMITS.PRIORITY_MAX }, delay_until = { 0, 9007199254740991 }, max_reclaim_count = COUNT,
-    max_replay_count = COUNT, dedup_window_ms = SPAN, lease_ms = { LIMITS.LEASE_TTL_MIN_MS, LIMITS.LEASE_TTL_MAX_MS }, max_retries = COUNT },
+    max_replay_count = COUNT, max_signals_per_execution = COUNT, dedup_window_ms = SPAN, lease_ms = { LIMITS.LEASE_TTL_MIN_MS, LIMITS.LEASE_TTL_MAX_MS }, max_retries = COUNT },
   timeout_policy = { attempt_timeout_ms = { 1, LIMITS.SPAN_MAX_MS }, execution_deadline_ms = { 1, LIMITS.SPAN_MAX_MS }, max_reclaim_count = COUNT },
   retry_policy = { max_retries = COUNT },
   backoff = { delay_ms = SPAN, initial_delay_ms = SPAN, max_delay_ms = SPAN, multiplier = { 1, 1000, true } },

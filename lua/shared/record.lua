@@ -26,6 +26,10 @@ local SHORT = {
   schema = "sv",                                   -- absent: the first
   eligible_at = "el",                              -- since when it waits, where that is not its creation (an aged lane asks)
   cancel_until = "cq", waiter = "wt", detail = "d", progress = "pg", grant = "g", category = "fc",
+  journal = "jn",                                  -- there is one: the run it began in and the task version that began it
+  suspension = "su", suspend_until = "sq",         -- it waits or has waited; until when, while it does
+  waitpoints = "wp", streams = "sm",               -- it has opened some; the last attempt that has emitted frames
+  paused = "pa", unpinned = "uv",                  -- an operator's pause; any version of its task may run it
   flow = "fl", saga_open = "sg", pending_outcome = "pq", size = "z", more = "x",
 }
 local LONG
@@ -105,6 +109,34 @@ function record.load_held(p, id)
   local lease_id = r[5]
   return { id = id, key = key, state = r[1], lane = r[3], lease_epoch = r[4], lease_id = lease_id, at = r[6],
     attempt = lease_id and "0", result = false }   -- room for the result it may end with
+end
+
+-- The same with what it takes to record one more step under a lease that need not be renewed yet. It is to be read, not
+-- written: whoever finds that there is more to do loads the record whole.
+function record.load_leased(p, id)
+  if p.whole then return record.load_all(p, id) end
+  local key = keys.core(p, id)
+  local r = redis.call("HMGET", key, "s", "ep", "li", "u", "jn", "h", "at", "ai", "cq")
+  if not r[1] then return nil end
+  local lease_id = r[3]
+  return { id = id, key = key, state = r[1], lease_epoch = r[2], lease_id = lease_id, at = r[4], journal = r[5], heard = r[6],
+    attempt_id = r[7], attempt = r[8] or lease_id and "0", cancel_until = r[9], next = "initial", partial = true }
+end
+
+-- The same with what it takes to suspend, to take a signal and to go on, in one read. Whoever ends the execution, or does
+-- anything else with it, loads it whole.
+function record.load_waiting(p, id)
+  if p.whole then return record.load_all(p, id) end
+  local key = keys.core(p, id)
+  local r = redis.call("HMGET", key, "s", "x", "l", "ep", "li", "u", "at", "ai", "n", "b", "p", "q", "cp", "fk", "c", "el", "po", "d", "v", "rn",
+    "h", "op", "un", "ax", "al", "cq", "jn", "su", "sq", "wp", "sm", "pa", "pq", "uv")
+  if not r[1] then return nil end
+  local lease_id = r[5]
+  return { id = id, key = key, state = r[1], more = r[2], lane = r[3], lease_epoch = r[4], lease_id = lease_id, at = r[6], attempt_id = r[7],
+    attempt = r[8] or lease_id and "0", next = r[9] or "initial", reason = r[10], priority = r[11], turn = r[12], cap = r[13], fair = r[14],
+    created_at = r[15], eligible_at = r[16], policy = r[17], detail = r[18], version = r[19], run = r[20], heard = r[21], ended_by = r[22],
+    unseen = r[23], attempt_deadline_at = r[24], attempt_left_ms = r[25], cancel_until = r[26], journal = r[27], suspension = r[28],
+    suspend_until = r[29], waitpoints = r[30], streams = r[31], paused = r[32], pending_outcome = r[33], unpinned = r[34] }
 end
 
 -- A record's flat fields as this release writes them; stored so, unless the call only reads. While policies in use are

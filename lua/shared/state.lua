@@ -33,7 +33,7 @@ state.MOVES = {
   ready       = FROM_QUEUE,
   reclaimable = { "granted", "active", "blocked", "ready", "failed", "cancelled", "expired" },
   revoked     = { "granted", "active", "blocked", "ready", "failed", "cancelled", "expired" },
-  granted     = { "active", "ready", "reclaimable", "cancelled", "expired", "failed" },
+  granted     = { "active", "ready", "reclaimable", "blocked", "cancelled", "expired", "failed" },
   delayed     = { "ready", "blocked", "cancelled", "expired", "failed", "skipped" },
   blocked     = { "ready", "reclaimable", "revoked", "delayed", "blocked", "cancelled", "expired", "failed", "skipped" },
   active      = { "active", "ready", "reclaimable", "revoked", "delayed", "blocked", "suspended", "completed", "failed", "cancelled", "expired" },
@@ -82,19 +82,50 @@ local function enter(p, x, from, to, why)
   elseif entered.leased then timers.lease(p, x)
   else queue.note(p, keys.index(p, x.lane, to), x.id, (entered.timer or entered.outcome) and x.at or p.now) end
   if entered.timer then timers.set(p, entered.timer, x.id, tonumber(x.at)) end
+  if x.streams then wake.readers(p, x, to) end
   events.add(p, x, from, to, why)
 end
+
+-- An operator's pause keeps what is not running from its queue, wherever it comes from; one that is delayed remembers
+-- until when. What owes compensations is not kept from them.
+local function stays_out(x, to) return x.paused and (state.TABLE[to].queued or to == "delayed") and not x.pending_outcome end
+state.stays_out = stays_out
 
 -- Move a record to a state, writing the fields given (name, value, ...; false removes one) with it.
 function state.move(p, x, to, why, ...)
   local from = leave(p, x, to)
   record.write(p, x, "state", to, ...)
+  if stays_out(x, to) then
+    record.write(p, x, "state", "blocked", "reason", "paused_by_operator",
+      "paused", string.match(x.paused, "^%d+") .. (to == "delayed" and " " .. x.reason .. " " .. x.at or ""))
+    to, why = "blocked", (why or "-") .. " paused"
+  end
   enter(p, x, from, to, why)
 end
 
 -- Back to the queue at the old turn, as what it was before: blocked or granted does not change that.
 function state.requeue(p, x, why, ...)
   state.move(p, x, x.next == "reclaim" and "reclaimable" or "ready", why, "turn", queue.turn(p, x, false), "moved_at", p.now, ...)
+end
+
+-- Take a pause back: to its queue, or back to what it was delayed for, if that is still ahead.
+function state.unpause(p, x, why, delay_ms)
+  local reason, at = string.match(x.paused, "^%d+ (%S+) (%d+)$")
+  record.write(p, x, "paused", false)
+  if x.state ~= "blocked" or x.reason ~= "paused_by_operator" or redis.call("ZSCORE", keys.held(p), x.id) then
+    -- It runs, waits or is kept by something else as well.
+    events.add(p, x, x.state, x.state, "unpaused")
+    return
+  end
+  local due = math.max(tonumber(at or "0"), delay_ms > 0 and p.now + delay_ms or 0)
+  if due > p.now then
+    state.move(p, x, "delayed", why, "reason", reason or (x.next == "retry" and "waiting_for_retry_backoff") or "waiting_for_resume_delay",
+      "at", due, "moved_at", p.now)
+  elseif at then
+    state.move(p, x, "ready", why, "reason", false, "turn", queue.turn(p, x, true), "eligible_at", p.now, "moved_at", p.now)
+  else
+    state.requeue(p, x, why, "reason", false)
+  end
 end
 
 -- `move` for the moves of every job, with up to three texts of common fields.
@@ -144,6 +175,10 @@ local function owe(p, x, outcome, why, ...)
     "unseen", false, "hand_backs", false, "turn", queue.turn(p, x, false), "moved_at", p.now)
 end
 
+-- What else ends with an execution: called by the door with (p, x, outcome) for records that have rare fields, before
+-- the move. Later chapters add theirs while the library loads.
+state.at_end = {}
+
 -- The one door to a terminal state. Closes lease, timers and indexes, keeps the outcome, tells waiters,
 -- arms retention. An open saga turns the end into a claim for its compensations: the outcome waits.
 function state.finish(p, x, outcome, why, name, value, ...)
@@ -152,12 +187,14 @@ function state.finish(p, x, outcome, why, name, value, ...)
     state.step(p, x, outcome, why, "at", record.text(p, p.now), name, value)
     return retention_due(p, x)
   end
+  if x.state == "suspended" then state.abandon(p, x) end
   if x.saga_open then
     if not x.pending_outcome then return owe(p, x, outcome, why, name, value, ...) end
     -- Whatever became of the compensations, the execution ends as it was going to.
     outcome = x.pending_outcome
     record.write(p, x, "saga_open", false, "pending_outcome", false)
   end
+  for i = 1, #state.at_end do state.at_end[i](p, x, outcome) end
   if x.deadline_at then timers.clear(p, "deadline", x.id) end
   if x.cancel_until or x.reason or x.waiter or x.attempt_deadline_at or x.grant then
     if x.cancel_until then timers.clear(p, "cancel_grace", x.id) end

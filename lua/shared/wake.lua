@@ -26,6 +26,10 @@ function wake.worker(p, name, message)
   if name ~= "" then redis.call("SPUBLISH", keys.worker_channel(p, name), message) end
 end
 
+-- Tell whoever reads an execution's frames: that some came (by the last one's id), or that its state changed: the end of
+-- an attempt and the beginning of another are read off the record.
+function wake.readers(p, x, message) redis.call("SPUBLISH", keys.stream_channel(p, x.id), message) end
+
 -- An execution has ended: tell whoever awaits it. The first waiter stands in the record, others beside it.
 function wake.waiters(p, x, outcome)
   if not x.waiter then return end

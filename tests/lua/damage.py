@@ -12,6 +12,7 @@ from tests.lua import invariants
 from tests.lua.engine import P0, START_MS, Engine, cancel, retries, unclaim
 from tests.lua.test_claim import needs
 from tests.lua.test_grant import issue
+from tests.lua.test_stream import frame, writing
 from tests.lua.test_waiter import waiting
 
 HEAD = f"ff:{P0}"
@@ -60,6 +61,12 @@ class Stock:
         await engine.complete(job)
         await engine.advance(1)
         await engine.call(c.PurgeArgs(partition=P0, lane_id="purged", outcome="completed", before_ms=engine.now))
+        self.streamed = await submit(lane_id="streamed")
+        (job,) = await engine.claim(lanes=["streamed"])
+        for mode in ("append", "best_effort"):
+            await engine.call(frame(job, mode=mode))
+        await engine.call(writing(job))
+        await engine.complete(job, None)
         self.ready = await submit()
         self.last = await submit()
         lanes = await engine.command("HGETALL", f"{HEAD}:lanes")
@@ -109,6 +116,13 @@ def about(stock: Stock, what: str) -> str:
     return P0 if what == "-" else f"{P0}:{GHOST}" if what == "ghost" else getattr(stock, what)
 
 
+LEFT_OVER = """
+redis.call("XADD", ARGV[1] .. "t:" .. ARGV[2] .. ":0", "1-1", "t", "x")
+redis.call("XADD", ARGV[1] .. "b:" .. ARGV[2] .. ":0", "1-1", "t", "x")
+redis.call("HSET", ARGV[1] .. "n:" .. ARGV[2], "list", "0:1-1")
+redis.call("HSET", ARGV[1] .. "y:" .. ARGV[2], "version", "1")
+"""
+"""What a purge that was cut short would leave of a job's streams."""
 GHOST = "ffffffff-0000-7000-8000-00000000dead"
 
 
@@ -116,7 +130,9 @@ def later(stock: Stock, ms: int = 5_000) -> int:
     return stock.engine.now + ms
 
 
-STANDING = "ended short retried asked running unknown held delayed picky granted tagged awaited ready last".split()
+STANDING = (
+    "ended short retried asked running unknown held delayed picky granted tagged awaited streamed ready last".split()
+)
 
 DAMAGES = [
     # I1
@@ -405,6 +421,27 @@ DAMAGES = [
         "I18 - is a string and should be a hash",
         "I18 ready detail hash",
         beyond=True,
+    ),
+    damage("frames nobody knows of", lambda s: s.set(s.streamed, streams=None), "I18 streamed in attempt 0 last"),
+    damage(
+        "frames whose places are gone",
+        lambda s: s.do("DEL", s.key("n", s.streamed)),
+        "I18 streamed the record says 0",
+        "I18 streamed :t:",
+        "I18 streamed :b:",
+    ),
+    damage(
+        "frames of an attempt that had none",
+        lambda s: s.do("XADD", f"{s.key('t', s.streamed)}:7", "1-1", "t", "x", "p", "x"),
+        "I18 streamed is not known to have frames",
+    ),
+    damage(
+        "frames and a summary of nobody",
+        lambda s: s.do("EVAL", LEFT_OVER, 0, f"{HEAD}:", GHOST),
+        "I18 ghost :t:",
+        "I18 ghost :b:",
+        "I18 ghost :n:",
+        "I18 ghost :y:",
     ),
     damage("a TTL", lambda s: s.do("PEXPIRE", s.key("p", s.ready), 9_000_000), "I18 - carries a TTL"),
     damage("a TTL on the header", lambda s: s.do("PEXPIRE", HEAD, 9_000_000), "I18 - carries a TTL"),

@@ -21,6 +21,7 @@ from ffcore.backend import StoreConfig
 from ffcore.errors import EngineBug, EngineError, Rejected
 from ffcore.ids import PartitionKey
 from ffcore.policy import ExecutionPolicy, FixedBackoff, RetryPolicy, TimeoutPolicy
+from ffcore.tokens import Ring
 from ffcore.wire import pack_pairs
 from ffengine import check
 from tests.integration.proxy import until
@@ -55,12 +56,28 @@ def library_of() -> Library:
 async def open_engine(url: str, lib: Library | None = None) -> Engine:
     """An empty store behind `url`: flushed, loaded, initialised with two execution partitions."""
     bare = await connect(url, init=False, check=False, lib=lib or library_of())
+    bare.use_secrets(Secret())
     await bare.command("FLUSHALL")
     await bare.command("FUNCTION", "FLUSH")
     await bare.command("SET", "ff:test:clock", START_MS)
     await bare.load_library()
     await bare.initialise(StoreConfig(fp=2))
     return Engine(bare)
+
+
+class Secret:
+    """The ring of a test: one secret at first, others as it adds them."""
+
+    def __init__(self) -> None:
+        self.held = Ring({"k1": b"a secret of tests, 32 bytes long"})
+
+    async def ring(self, *, fresh: bool = False) -> Ring:
+        return self.held
+
+    async def add(self, kid: str, secret: bytes) -> bool:
+        known = {one: self.held.secret(one) for one in self.held.kids if one != kid}
+        self.held = Ring(known | {kid: secret})
+        return True
 
 
 def told(name: str, values: dict[str, Any], partition: PartitionKey = P0, revision: int | None = None) -> Any:

@@ -33,9 +33,13 @@ from tests.lua.engine import (
 )  # fmt: skip
 from tests.lua.test_block import block, route, unblock
 from tests.lua.test_claim import finishing, needs, sets_of
+from tests.lua.test_continue import continuing, pinning
 from tests.lua.test_control import reprioritise
 from tests.lua.test_grant import claim, for_worker, issue, reclaim, reissue, resume
+from tests.lua.test_journal import step
+from tests.lua.test_stream import frame, many, new, writing
 from tests.lua.test_waiter import waiting
+from tests.lua.waits import any_call_of_a_waiting_one, any_wait, letting_go
 
 SEEDS = range(8)
 STEPS = 120
@@ -70,6 +74,7 @@ class Walk:
             resume(id, current_attempt_index=rng.randrange(2), lease_id=f"L{rng.randrange(9)}"), reissue(id),
             reclaim(id, current_attempt_index=rng.randrange(3), max_reclaim_count=rng.choice([None, 0])),
             for_worker(lane_id=lane, worker_capabilities=frozenset({"gpu"})), c.ReplayExecutionArgs(execution_id=id),
+            c.ReplayExecutionArgs(execution_id=id, mode="fresh"), c.ReadJournalArgs(execution_id=id),
             reprioritise(id, rng.randrange(-2, 3), ""), c.HoldArgs(partition=P0, what=rng.choice(WHAT), reason=""),
             c.ReleaseArgs(partition=P0, what=rng.choice(WHAT)), c.ExpireExecutionArgs(execution_id=id,
             expire_reason="late"),
@@ -82,11 +87,18 @@ class Walk:
             c.PurgeArgs(partition=P0, lane_id=lane, outcome=rng.choice(["completed", "failed", "cancelled"]), limit=2,
                         before_ms=engine.now),  # type: ignore[arg-type]
         ]  # fmt: skip
+        calls += any_call_of_a_waiting_one(rng, id)
         if job is not None:
+            calls += any_wait(rng, job)
             calls += 2 * [
                 completion(job), failure(job), delay(job, engine.now + rng.randrange(4_000)), renewal(job),
                 unclaim(job, rng.choice(["hand_back", "refused", "unknown_task"])), progress(job, progress_pct=5),
                 completion(job, fence=None, source=OPERATOR), finishing([job], self.claiming(lane)),
+                step(job, rng.choice("abc"), status=rng.choice(["ok", "fatal", "intent", "error"]), progress_pct=7,
+                     lease_ttl_ms=rng.choice([0, TTL])), step(job, rng.choice("abc")),
+                continuing(job), pinning(job, rng.randrange(1, 3)), frame(job, mode="best_effort"),
+                many(new(job, rng.randrange(1, 9)), new(job, rng.randrange(1, 9), mode="best_effort")),
+                writing(job, version=rng.randrange(2)),
             ]  # fmt: skip
         return rng.choice(calls)
 
@@ -143,6 +155,7 @@ class Walk:
                 await engine.call(unblock(id))
             except Rejected:
                 pass
+            await letting_go(engine, id)
         for _ in range(60):
             await engine.pass_time(2_000)
             sets = list((await sets_of(engine, "a", "b")).values())
@@ -150,7 +163,7 @@ class Walk:
             rows = [c.Completion(job.execution_id, wire(job), b"r") for job in jobs]
             await engine.call(finishing([], engine.claiming(0), items=rows))
         page = await engine.call(
-            c.ListExecutionsArgs(partition=P0, states=["ready", "granted", "delayed", "blocked", "active"])
+            c.ListExecutionsArgs(partition=P0, states=["ready", "granted", "delayed", "blocked", "active", "suspended"])
         )
         return page.items
 

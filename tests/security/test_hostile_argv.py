@@ -134,6 +134,10 @@ async def begin(backend: ValkeyBackend) -> None:
     assert not refused, reply
 
 
+COUNTED = {b"invalid_token"}
+"""Refusals that the partition counts, and tells of in its feed once in a while; nothing else of it changes."""
+
+
 @pytest.mark.parametrize("name", sorted(library().signatures))
 async def test_a_function_answers_refuses_or_calls_it_a_bug_and_a_refusal_writes_nothing(
     backend: ValkeyBackend, name: str
@@ -142,7 +146,7 @@ async def test_a_function_answers_refuses_or_calls_it_a_bug_and_a_refusal_writes
     for tags, argv in hostile.draws(st.tuples(partitions(name), arguments(name)), EXAMPLES_N):
         before = await backend.command("DEBUG", "DIGEST")
         reply, refused = await call(backend, name, tags, argv)
-        if refused:
+        if refused and reply[1] not in COUNTED:
             assert await backend.command("DEBUG", "DIGEST") == before, ("a refused call wrote", name, argv, reply)
     store = await invariants.read_store(backend.command)
     found = await check.violations(backend, memory=check.Memory())

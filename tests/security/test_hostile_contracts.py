@@ -8,6 +8,7 @@ import enum
 import itertools
 import types
 from collections.abc import AsyncIterator
+from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -25,7 +26,7 @@ from ffengine import check
 from tests.security import hostile
 
 EXAMPLES_N = 25
-REQUESTS = [one for one in all_args() if one.function() in library().signatures]
+REQUESTS = [one for one in all_args() if one.COMPOSED or one.function() in library().signatures]
 IDS = [f"{{fp:0}}:{n:08x}-0000-7000-8000-000000000000" for n in range(4)]
 WELL_MEANT = [
     *IDS, "{fp:0}", "{fp:1}", "{w:0}", "mail", "send", "default", "w1", "w1.s0.1", "w1.s0.0.1 1 w1.s0.0.1", "active",
@@ -58,7 +59,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return st.sampled_from(hint)
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
-        return _built(hint).filter(lambda built: built is not None)
+        return _part(hint)
     if origin is not None and issubclass(origin, dict):
         return st.dictionaries(texts, values(inner[1]), max_size=2)
     if origin is tuple:
@@ -66,6 +67,12 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     if origin is not None and inner:
         return st.lists(values(inner[0]), max_size=3)
     return texts
+
+
+@cache
+def _part(cls: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
+    """The same as a field; made when it is first drawn from, since a condition may hold conditions."""
+    return st.deferred(lambda: _built(cls).filter(lambda built: built is not None))
 
 
 def _built(cls: type[msgspec.Struct]) -> st.SearchStrategy[Any]:

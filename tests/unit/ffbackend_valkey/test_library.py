@@ -167,6 +167,8 @@ def test_keys_and_channels_of_python_are_those_of_lua() -> None:
     assert keys.worker_channel(partition, "w1") == make("worker_channel", name="w1")
     assert keys.client_channel(partition, "c1") == make("client_channel", name="c1")
     assert keys.ticker_channel(partition) == make("ticker_channel")
+    uuid = "00000000-0000-7000-8000-000000000abc"
+    assert keys.stream_channel(ids.ExecutionId(f"{partition}:{uuid}")) == make("stream_channel", id=uuid)
     assert keys.pair(partition) == (keys.header(partition), make("absent"))
     pattern = re.search(r'keys\.tag_of\(header\) return string\.match\(header, "(.*?)"\)', text)
     assert pattern and pattern[1] == "^ff:({%a+:%d+})$"

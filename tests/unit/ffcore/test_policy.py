@@ -69,7 +69,6 @@ UNSUPPORTED = [
     ExecutionPolicy(suspension_policy=SuspensionPolicy()),
     ExecutionPolicy(budget_ids=[BudgetId("{b:0}:018f0000-0000-7000-8000-000000000000")]),
     ExecutionPolicy(stream_policy=StreamPolicy()),
-    ExecutionPolicy(max_signals_per_execution=1),
     ExecutionPolicy(routing_requirements=RoutingRequirements(preferred_locality="eu")),
     ExecutionPolicy(routing_requirements=RoutingRequirements(isolation_level="vm")),
 ]
