@@ -14,61 +14,94 @@ if TYPE_CHECKING:
     from ffsdk import sync
     from ffsdk.app import App
     from ffsdk.client import Client
+    from ffsdk.conditions import all_of, count, operator
     from ffsdk.context import Context
     from ffsdk.errors import (
         AdmissionDenied,
         BudgetExceeded,
+        ContinueAs,
         EngineBug,
         EngineError,
         Failure,
         Fatal,
+        GateTimeout,
         IdempotencyConflict,
         Incompatible,
         InvalidArgument,
+        InvalidSignal,
         InvalidToken,
         JobCancelled,
         JobEnded,
         JobExpired,
         JobFailed,
         JobSkipped,
+        JournalFull,
         NotAccepted,
         NotFound,
         NotInitialised,
         Rejected,
         RetryAfter,
+        SecretMissing,
         StaleLease,
+        StepConflict,
+        StepInterrupted,
         StoreFull,
         SubmitErrors,
         Suspended,
         Unavailable,
         WrongState,
     )
+    from ffsdk.gates import Gate
     from ffsdk.job import Job
     from ffsdk.outcomes import Cancelled, Completed, Expired, Failed, Outcome, Skipped
     from ffsdk.payload import Payload
     from ffsdk.retry import Retry
     from ffsdk.settings import LaneSettings, StoreSettings
+    from ffsdk.signals import Signal, SignalAnswer
+    from ffsdk.steps import StepInfo, step_info
+    from ffsdk.streams import Frame
     from ffsdk.task import Task
-    from ffsdk.views import Bulk, Event, Explanation, FanOut, JobInfo, JobStatus, LaneStats, Progress, Reason
+    from ffsdk.views import (
+        Bulk,
+        Event,
+        Explanation,
+        FanOut,
+        JobInfo,
+        JobStatus,
+        LaneStats,
+        Progress,
+        Reason,
+        Step,
+        Waitpoint,
+    )
     from ffsdk.worker import Worker
 
 _WHERE = {
     "app": ("App",),
     "client": ("Client",),
+    "conditions": ("all_of", "count", "operator"),
     "context": ("Context",),
     "errors": (
-        "AdmissionDenied", "BudgetExceeded", "EngineBug", "EngineError", "Failure", "Fatal", "IdempotencyConflict",
-        "Incompatible", "InvalidArgument", "InvalidToken", "JobCancelled", "JobEnded", "JobExpired", "JobFailed",
-        "JobSkipped", "NotAccepted", "NotFound", "NotInitialised", "Rejected", "RetryAfter", "StaleLease", "StoreFull",
-        "SubmitErrors", "Suspended", "Unavailable", "WrongState",
+        "AdmissionDenied", "BudgetExceeded", "ContinueAs", "EngineBug", "EngineError", "Failure", "Fatal",
+        "GateTimeout", "IdempotencyConflict", "Incompatible", "InvalidArgument", "InvalidSignal", "InvalidToken",
+        "JobCancelled", "JobEnded", "JobExpired", "JobFailed", "JobSkipped", "JournalFull", "NotAccepted", "NotFound",
+        "NotInitialised", "Rejected", "RetryAfter", "SecretMissing", "StaleLease", "StepConflict", "StepInterrupted",
+        "StoreFull", "SubmitErrors", "Suspended", "Unavailable", "WrongState",
     ),
+    "gates": ("Gate",),
     "job": ("Job",),
     "outcomes": ("Cancelled", "Completed", "Expired", "Failed", "Outcome", "Skipped"),
     "payload": ("Payload",),
     "retry": ("Retry",),
     "settings": ("LaneSettings", "StoreSettings"),
+    "signals": ("Signal", "SignalAnswer"),
+    "steps": ("StepInfo", "step_info"),
+    "streams": ("Frame",),
     "task": ("Task",),
-    "views": ("Bulk", "Event", "Explanation", "FanOut", "JobInfo", "JobStatus", "LaneStats", "Progress", "Reason"),
+    "views": (
+        "Bulk", "Event", "Explanation", "FanOut", "JobInfo", "JobStatus", "LaneStats", "Progress", "Reason", "Step",
+        "Waitpoint",
+    ),
     "worker": ("Worker",),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
@@ -76,12 +109,15 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 __all__ = [
     "App", "Task", "Retry", "Payload", "Context", "Worker",
     "Client", "connect", "sync", "Job", "Outcome", "Completed", "Failed", "Cancelled", "Expired", "Skipped",
-    "JobStatus", "JobInfo", "Progress", "Explanation", "Reason", "Event", "LaneStats", "FanOut", "Bulk",
+    "JobStatus", "JobInfo", "Progress", "Explanation", "Reason", "Event", "LaneStats", "FanOut", "Bulk", "Frame",
+    "Step", "Waitpoint", "Gate", "Signal", "SignalAnswer", "all_of", "count", "operator",
     "LaneSettings", "StoreSettings",
-    "Failure", "Fatal", "RetryAfter", "JobEnded", "JobFailed", "JobCancelled", "JobExpired", "JobSkipped",
+    "Failure", "Fatal", "RetryAfter", "ContinueAs", "StepConflict", "StepInterrupted", "JournalFull", "GateTimeout",
+    "InvalidSignal", "StepInfo", "step_info",
+    "JobEnded", "JobFailed", "JobCancelled", "JobExpired", "JobSkipped",
     "EngineError", "Rejected", "Unavailable", "EngineBug", "InvalidArgument", "NotInitialised", "Incompatible",
     "NotFound", "StaleLease", "WrongState", "IdempotencyConflict", "InvalidToken", "BudgetExceeded", "AdmissionDenied",
-    "StoreFull", "NotAccepted", "SubmitErrors", "Suspended",
+    "StoreFull", "SecretMissing", "NotAccepted", "SubmitErrors", "Suspended",
 ]  # fmt: skip
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from ffsdk.lanes import Lane, LaneNames
     from ffsdk.listing import States, Tag
     from ffsdk.settings import StoreSettings
+    from ffsdk.signals import SignalAnswer
+    from ffsdk.tails import Tails
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -55,6 +57,7 @@ class Client:
         self._waiters: Waiters | None = None
         self._submitter: Submitter | None = None
         self._lane_names: LaneNames | None = None
+        self._tails: Tails | None = None
         self._now_ms: Callable[[], int] = times.wall_ms
 
     # ---- open and close
@@ -76,6 +79,9 @@ class Client:
         """End its waits (Unavailable, code `closed`) and let go of the store. Closing twice is harmless."""
         waiters, self._waiters = self._waiters, None
         opened, self._backend, self._submitter, self._lane_names = self._backend, None, None, None
+        tails, self._tails = self._tails, None
+        if tails is not None:
+            await tails.close()
         if waiters is not None:
             await waiters.close()
         if opened is not None:
@@ -104,6 +110,15 @@ class Client:
     @property
     def pace(self) -> Pace:
         return self._app.pace
+
+    @property
+    def tails(self) -> Tails:
+        """Its readers of streams."""
+        if self._tails is None:
+            from ffsdk.tails import Tails
+
+            self._tails = Tails(self.backend, self.pace)
+        return self._tails
 
     @property
     def lane_names(self) -> LaneNames:
@@ -234,6 +249,32 @@ class Client:
 
         return await store_settings(self.backend)
 
+    # ---- signals
+
+    async def signal(
+        self, gate_token: str, value: Any = None, *, name: str | None = None, key: str | None = None,
+        source: str | None = None, execution_id: str | None = None, waitpoint_id: str | None = None,
+    ) -> SignalAnswer:  # fmt: skip
+        """Send a signal to a gate; its token says where that is. The job goes on at once if it waited for just this.
+
+        value       of the gate's type; anything JSON can carry, at most 64 KiB
+        name        what the signal is, "signal" unless given; a gate may accept some names only
+        key         with one it is one signal however often it is sent (for a day at least), and every answer is equal,
+                    also when the job has gone on or has ended; without one, each call is a signal of its own
+        source      who sends it, as "web:dana"; conditions may count distinct sources
+        execution_id, waitpoint_id   where it is meant to go, if known: must match the token
+
+        Raises InvalidToken (whatever is wrong with it, also when the job is gone), WrongState, code `waitpoint_closed`
+        (a new signal, and the gate is no longer open), InvalidArgument (a value that does not encode or is too large,
+        too many signals), StoreFull, Unavailable (`may_have_applied`: send it again with its key).
+        """
+        from ffsdk.signals import send
+
+        return await send(
+            self.backend, gate_token, value, name=name, key=key, source=source, execution_id=execution_id,
+            waitpoint_id=waitpoint_id,
+        )  # fmt: skip
+
     # ---- many at once
 
     async def cancel_many(
@@ -311,9 +352,15 @@ class Client:
         *,
         lanes: Iterable[str] | None = None,
         tags: Mapping[str, str] | None = None,
+        namespace: str | None = None,
         after: str | None = None,
     ) -> Subscription:
-        """Follow what happens: "completion" (jobs that end), "lease" (claimed, lost, given back), "operator".
+        """Follow what happens: "completion" (jobs that end), "lease" (claimed, lost, given back), "signal" (sent to
+        their gates), "operator" (done to them, or to a lane, from outside: pause, resume, hold, cancel, and what asks
+        for that).
+
+        lanes, tags, namespace   only of jobs in one of these lanes, with all of these tags, of this namespace. For the
+        last two each job's record is read: what retention has removed meanwhile is left out.
 
         ``async for event in client.subscribe(...)``; `event.cursor` as `after=` goes on behind it; None starts with
         what happens from the first use on, "-" with all that is kept. A cursor the feed was trimmed past raises
@@ -321,7 +368,7 @@ class Client:
         """
         from ffsdk.events import Subscription
 
-        return Subscription(self, kind, lanes=lanes, tags=tags, after=after)
+        return Subscription(self, kind, lanes=lanes, tags=tags, namespace=namespace, after=after)
 
 
 T = TypeVar("T")

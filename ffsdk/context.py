@@ -5,23 +5,31 @@ The rule: everything a handler tells carries its fence, so a handler that has lo
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
-from ffcore.contracts.attempt import UpdateProgressArgs
 from ffcore.contracts.lease import LeaseFence
 from ffcore.errors import InvalidArgument
 from ffcore.wire import pairs_to_dict
-from ffsdk.times import from_ms
+from ffsdk.times import Duration, from_ms
 
 if TYPE_CHECKING:
-    from ffcore.backend import Backend
+    from ffsdk.blocking import Blocking
+    from ffsdk.durable import Durable
+    from ffsdk.gates import Gate
     from ffsdk.held import Held
+    from ffsdk.signals import Signal
     from ffsdk.task import Task
 
-Tell = Callable[[int, str], Awaitable[None]]
+R = TypeVar("R")
+
+
+class Home(Protocol):
+    """Where a handler runs, as its context sees it: the worker's own process, or a child of it."""
+
+    def tell(self, held: Held | None, durable: Durable | None, pct: int, message: str) -> Awaitable[None]: ...
+    def durable(self, ctx: Context, held: Held | None) -> Durable: ...
 
 
 class Context:
@@ -37,13 +45,16 @@ class Context:
     cancelled      True once the handler should stop: cancelled, timed out, lease lost, worker stopping. An async
                    handler is cancelled by asyncio as well; a handler in a thread has to look here
     task           the task that runs
+    sync           the calls below, blocking, for a `def` handler
     """
 
     __slots__ = (
         "_deadline_ms",
+        "_durable",
         "_flat_tags",
+        "_held",
+        "_home",
         "_tags",
-        "_tell",
         "attempt",
         "cancelled",
         "execution_id",
@@ -62,16 +73,19 @@ class Context:
         deadline_ms: int,
         state: Any,
         task: Task[Any, Any],
-        tell: Tell,
+        home: Home,
+        held: Held | None = None,
     ) -> None:
         self.execution_id, self.attempt, self.fence = execution_id, attempt, fence
         self.state, self.task, self.cancelled = state, task, False
-        self._flat_tags, self._tags, self._deadline_ms, self._tell = tags, None, deadline_ms, tell
+        self._flat_tags, self._tags, self._deadline_ms = tags, None, deadline_ms
+        self._home, self._held, self._durable = home, held, None
 
     _tags: Mapping[str, str] | None
+    _durable: Durable | None
 
     @classmethod
-    def of(cls, held: Held, task: Task[Any, Any], state: Any, tell: Tell) -> Context:
+    def of(cls, held: Held, task: Task[Any, Any], state: Any, home: Home) -> Context:
         """The context of a job that was just claimed."""
         job = held.job
         ends = [at for at in (job.deadline_at, job.attempt_deadline_at) if at]
@@ -83,8 +97,11 @@ class Context:
             deadline_ms=min(ends, default=0),
             state=state,
             task=task,
-            tell=tell,
+            home=home,
+            held=held,
         )
+
+    # ---- facts
 
     @property
     def tags(self) -> Mapping[str, str]:
@@ -96,15 +113,146 @@ class Context:
     def deadline(self) -> datetime | None:
         return from_ms(self._deadline_ms)
 
+    @property
+    def durable(self) -> Durable:
+        """What steps, sleeps, gates and frames of this handler have in common; made when first used."""
+        if self._durable is None:
+            self._durable = self._home.durable(self, self._held)
+        return self._durable
+
+    @property
+    def sync(self) -> Blocking:
+        """The same calls for a `def` handler, which blocks until they have taken effect:
+        ``ctx.sync.step("charge", charge, order)``. A step's function runs in the handler's own thread."""
+        from ffsdk.blocking import Blocking
+
+        return Blocking(self)
+
+    # ---- telling
+
     def progress(self, pct: int, message: str = "") -> Awaitable[None]:
         """Say how far the job has come, 0 to 100; for people, never for decisions.
 
-        ``await`` it in an async handler. In a `def` handler just call it: it has taken effect when it returns.
+        ``await`` it in an async handler. In a `def` handler just call it: it has taken effect when it returns. What is
+        said within a step may travel with the step's record, at most half a second later.
         Raises StaleLease if the job is no longer this handler's, Unavailable if the store does not answer.
         """
         if isinstance(pct, bool) or not isinstance(pct, int | float) or not 0 <= pct <= 100:
             raise InvalidArgument(f"progress is {pct!r:.40}: use a number from 0 to 100")
-        return self._tell(int(pct), message)
+        return self._home.tell(self._held, self._durable, int(pct), message)
+
+    def emit(
+        self, value: Any, type: str = "token", mode: Literal["append", "best_effort"] = "append"
+    ) -> Coroutine[Any, Any, None]:
+        """Append a frame to the attempt's stream, for whoever reads `job.stream()`.
+
+        value   bytes are read back as bytes, everything else as its JSON value; at most 64 KiB
+        type    a word of your own ("token", "tool_call"), shown with the frame
+        mode    "append": kept within the stream's retention. "best_effort": kept in smaller number, and not waited for
+        """
+        from ffsdk import streams
+
+        return streams.emit(self._awaited("emit"), value, type, mode)
+
+    def summary(self, patch: Mapping[str, Any]) -> Coroutine[Any, Any, Any]:
+        """Apply a JSON merge patch to the job's summary document (None removes a field); answers the whole document."""
+        from ffsdk import streams
+
+        return streams.summary(self._awaited("summary"), patch)
+
+    # ---- what is done once
+
+    @overload
+    def step(
+        self, name: str, fn: Callable[..., Awaitable[R]], /, *args: Any, at_most_once: bool = ..., digest: Any = ...,
+        **kwargs: Any,
+    ) -> Coroutine[Any, Any, R]: ...  # fmt: skip
+    @overload
+    def step(
+        self, name: str, fn: Task[Any, R], /, *args: Any, at_most_once: bool = ..., digest: Any = ...
+    ) -> Coroutine[Any, Any, R]: ...
+    @overload
+    def step(
+        self, name: str, fn: Callable[..., R], /, *args: Any, at_most_once: bool = ..., digest: Any = ...,
+        **kwargs: Any,
+    ) -> Coroutine[Any, Any, R]: ...  # fmt: skip
+    def step(
+        self, name: str, fn: Any, /, *args: Any, at_most_once: bool = False, digest: Any = None, **kwargs: Any
+    ) -> Coroutine[Any, Any, Any]:
+        """Run `fn(*args, **kwargs)` once and record what it came to: a handler that runs again gets the record.
+
+        fn             async def, def (runs in a thread) or a task. What it returns must encode as JSON; the handler
+                       gets it as it is read back, in the type `fn` says it returns, in every run alike
+        at_most_once   never begin it twice: if nobody knows how the first try ended, the next run gets StepInterrupted
+        digest         what tells this step from others of its name, instead of its arguments; needed where these do
+                       not encode, such as a connection
+
+        A step is known by name, arguments and how many equal ones the handler has begun before it. `ff.Fatal` is
+        recorded as well and raised again in every run; any other error is counted and raised, and the next attempt
+        tries the step again. Raises StepConflict where an earlier run recorded this name with other arguments,
+        JournalFull past 10,000 steps or 16 MiB. `ff.step_info()` inside tells the key for the step's effect.
+        """
+        from ffsdk import steps
+
+        return steps.step(self._awaited("step"), name, fn, args, kwargs, at_most_once, digest)
+
+    def sleep(self, duration: Duration) -> Coroutine[Any, Any, None]:
+        """Sleep so many seconds (or a timedelta), counted from the first time the handler got here, over crashes and
+        restarts. From 5 seconds on the job is suspended: it holds no lease and no slot, and the handler runs again
+        after it."""
+        from ffsdk import steps
+
+        return steps.sleep(self._awaited("sleep"), duration)
+
+    # ---- waiting for others
+
+    @overload
+    def gate(
+        self, name: str, type: type[R], names: str | Iterable[str] | None = None
+    ) -> Coroutine[Any, Any, Gate[R]]: ...
+    @overload
+    def gate(
+        self, name: str, type: Any = Any, names: str | Iterable[str] | None = None
+    ) -> Coroutine[Any, Any, Gate[Any]]: ...
+
+    def gate(
+        self, name: str, type: Any = Any, names: str | Iterable[str] | None = None
+    ) -> Coroutine[Any, Any, Gate[Any]]:
+        """Open a place for a signal, before anybody is told of it: an early answer is kept.
+
+        type    what a signal's value is decoded to
+        names   signals that count; None: any. Others are kept and answered as ignored
+
+        ``gate.token`` opens it from outside (`client.signal`), ``await gate.wait(timeout=...)`` suspends until it is.
+        """
+        from ffsdk import gates
+
+        return gates.open_gate(self._awaited("gate"), name, type, names)
+
+    def wait(
+        self, *conditions: Any, timeout: Duration | None = None,
+        on_timeout: Literal["fail", "cancel", "expire", "resume", "escalate"] = "fail",
+    ) -> Coroutine[Any, Any, list[Signal]]:  # fmt: skip
+        """Suspend until all of the conditions hold: gates, `ff.all_of(...)`, `ff.count(2, ...)`, `ff.operator()`.
+
+        Answers the satisfying signals in the order they came. on_timeout as in `gate.wait`.
+        """
+        from ffsdk import gates
+
+        return gates.wait(self._awaited("wait"), conditions, timeout, on_timeout)
+
+    def ended(self, *, returned: bool) -> None:
+        """For the worker: the handler has ended; `returned`: with a result."""
+        durable = self._durable
+        if durable is None and returned and self._held is not None and self._held.job.journal is not None:
+            durable = self.durable  # it has asked for nothing of what is recorded
+        if durable is not None:
+            durable.ended(returned=returned)
+
+    def _awaited(self, call: str) -> Context:
+        """The context, for a call that the handler awaits; in a thread nobody would."""
+        self.durable.in_loop(call)
+        return self
 
 
 class Done:
@@ -113,32 +261,3 @@ class Done:
     def __await__(self) -> Any:
         return
         yield
-
-
-def teller(backend: Backend, held: Held, loop: asyncio.AbstractEventLoop) -> Tell:
-    """`ctx.progress` for a handler in the loop, or in a thread beside it."""
-    job = held.job
-
-    async def send(pct: int, message: str) -> None:
-        await backend.call(
-            UpdateProgressArgs(
-                execution_id=job.execution_id,
-                lease_id=job.lease_id,
-                lease_epoch=job.lease_epoch,
-                attempt_id=job.attempt_id,
-                progress_pct=pct,
-                progress_message=message or None,
-            )
-        )
-
-    def tell(pct: int, message: str) -> Awaitable[None]:
-        try:
-            running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if running is loop:
-            return send(pct, message)
-        asyncio.run_coroutine_threadsafe(send(pct, message), loop).result()
-        return Done()
-
-    return tell

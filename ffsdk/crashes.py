@@ -22,7 +22,7 @@ from ffcore.operations import Operations
 
 if TYPE_CHECKING:
     from ffcore.backend import Backend, BlockingCalls, StoreConfig, Subscription
-    from ffcore.ids import PartitionKey
+    from ffcore.ids import ExecutionId, PartitionKey
 
 R = TypeVar("R")
 When = Literal["before", "after"]
@@ -199,6 +199,9 @@ class _Seen(Operations):
 
     def ticker_channel(self, partition: PartitionKey) -> str:
         return self._backend.ticker_channel(partition)
+
+    def stream_channel(self, execution_id: ExecutionId) -> str:
+        return self._backend.stream_channel(execution_id)
 
     def blocking(self) -> BlockingCalls:
         return _SeenByThread(self._backend.blocking(), self._process)

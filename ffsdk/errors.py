@@ -23,9 +23,11 @@ from ffcore.errors import (
     InvalidArgument,
     InvalidRequest,
     InvalidToken,
+    JournalFull,
     NotFound,
     NotInitialised,
     Rejected,
+    SecretMissing,
     StaleLease,
     StoreFull,
     Suspended,
@@ -63,6 +65,90 @@ class RetryAfter(Failure):
     def __init__(self, delay: Duration, reason: str = "", *, category: str = "retry_after") -> None:
         self.delay_ms = span_ms(delay, "RetryAfter")
         super().__init__(reason or f"retry after {self.delay_ms / 1000:g} s", category=category)
+
+
+class ContinueAs(BaseException):
+    """``raise ff.ContinueAs(payload)``: finish this run and begin the next with another payload of the task's type and
+    an empty journal, under the same id; who waits for the job goes on waiting. For loops that record without end.
+
+    Not an Exception, so that a handler's ``except Exception`` cannot swallow it.
+    """
+
+    def __init__(self, payload: Any = None) -> None:
+        self.payload = payload
+        super().__init__("the handler begins a new run")
+
+
+# ---- raised by steps --------------------------------------------------------------------------------------
+
+
+class StepConflict(Fatal):
+    """The handler's code and its journal disagree: an earlier run recorded something else at this place.
+
+    Fails the job for good unless it is caught; with the code put right, `job.replay(mode="resume")` goes on from what
+    is recorded, `mode="fresh"` begins anew. `name`: the step.
+    """
+
+    def __init__(self, reason: str, *, name: str) -> None:
+        self.name = name
+        super().__init__(reason, category="step_conflict")
+
+    @classmethod
+    def of(cls, name: str, key: str, recorded: Sequence[Any], *, kind: str = "") -> StepConflict:
+        """recorded: the journal's entries of this name; kind: what is asked for, where that is what differs."""
+        shown = "; ".join(
+            f"{e.kind} {e.name!r} [{e.key}], {e.status}, attempt {e.attempt}, {e.value[:60].decode(errors='replace')}"
+            for e in recorded[:3]
+        )
+        more = f" and {len(recorded) - 3} more" if len(recorded) > 3 else ""
+        asked = f"{kind} {name!r}" if kind else f"{name!r} with other arguments"
+        return cls(
+            f"this run asks for {asked} [{key}], and an earlier run recorded: {shown}{more}. Ask in the same way in "
+            "every run: no clock, no random number, no order that varies; for changed code raise the task's version=",
+            name=name,
+        )
+
+
+class StepInterrupted(Fatal):
+    """A step that must not begin twice (``at_most_once=True``) began in an earlier run, and nobody knows how it ended.
+
+    Find out, and go on accordingly. Not caught, it fails the job for good. `name`: the step.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(
+            f"step {name!r} began in an earlier run and nobody knows how it ended: find out whether it had its effect",
+            category="step_interrupted",
+        )
+
+
+# ---- raised at gates --------------------------------------------------------------------------------------
+
+
+class GateTimeout(Fatal):
+    """Nothing came in time, and the handler had asked to be told: ``on_timeout="resume"``. The gates are still open.
+
+    Not caught, it fails the job for good: the wait is recorded, so another attempt would run into it again.
+    """
+
+    def __init__(self, what: str, waited_ms: int, signals: Sequence[Any] = ()) -> None:
+        self.waited = waited_ms / 1000
+        """Seconds."""
+        self.signals = list(signals)
+        """Those that had come (`ffsdk.Signal`), too few or not the right ones."""
+        super().__init__(f"nothing came to {what} within {self.waited:g} s", category="gate_timeout")
+
+
+class InvalidSignal(Fatal):
+    """A signal came whose value is not of the gate's type. `raw`: what was sent.
+
+    Not caught, it fails the job for good: the signal is recorded, so another attempt would read it again.
+    """
+
+    def __init__(self, reason: str, *, gate: str, raw: bytes | None) -> None:
+        self.gate, self.raw = gate, raw
+        super().__init__(reason, category="invalid_signal")
 
 
 # ---- raised by waiting for a job -----------------------------------------------------------------------
@@ -152,10 +238,11 @@ def refuse_not_yet(**given: object) -> None:
 
 __all__ = [
     "EngineError", "Rejected", "Unavailable", "EngineBug", "InvalidArgument", "InvalidRequest", "NotInitialised",
-    "Incompatible", "NotFound", "StaleLease", "FenceRequired", "Terminal", "WrongState", "ClaimGrantInvalid",
+    "SecretMissing", "Incompatible", "NotFound", "StaleLease", "FenceRequired", "Terminal", "WrongState",
+    "ClaimGrantInvalid",
     "CapabilityMismatch", "IdempotencyConflict", "InvalidToken", "BudgetExceeded", "AdmissionDenied", "Conflict",
-    "Unauthorized", "StoreFull", "Suspended",
-    "Failure", "Fatal", "RetryAfter",
+    "Unauthorized", "StoreFull", "JournalFull", "Suspended",
+    "Failure", "Fatal", "RetryAfter", "ContinueAs", "StepConflict", "StepInterrupted", "GateTimeout", "InvalidSignal",
     "JobEnded", "JobFailed", "JobCancelled", "JobExpired", "JobSkipped",
     "NotAccepted", "SubmitErrors", "refuse_not_yet",
 ]  # fmt: skip

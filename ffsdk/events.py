@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ffcore import checks, ids
-from ffcore.contracts.reads import EventEntry, ReadEventsArgs, ReadExecutionArgs
+from ffcore.contracts.reads import EventEntry, ReadEventsArgs, ReadExecutionArgs, StoredExecution
 from ffcore.errors import InvalidArgument, NotFound
 from ffcore.ids import ExecutionId, PartitionKey
 from ffcore.states import STATES, LifecyclePhase
@@ -26,15 +26,25 @@ from ffsdk.views import Event
 if TYPE_CHECKING:
     from ffsdk.client import Client
 
-Kind = Literal["completion", "lease", "operator"]
+Kind = Literal["completion", "lease", "signal", "operator"]
+KINDS = ("completion", "lease", "signal", "operator")
 PAGE_N = 100
 IDLE_S, IDLE_MAX_S = 0.02, 0.5
 """Pause after a look that found nothing: doubled up to the second, so that a busy feed is followed closely."""
 OLDEST = "-"
 _PLACE = re.compile(r"(-|\d+-\d+)(?:\+(\d{1,5}))?")
 _TERMINAL = frozenset(word for word, row in STATES.items() if row.phase is LifecyclePhase.TERMINAL)
-_OPERATORS = frozenset({"cancel_requested", "held", "released", "unblocked"})
-"""First words of a reason that somebody outside the job brought about."""
+_OPERATORS = frozenset({
+    "cancel_requested", "held", "released", "unblocked", "paused", "pause_pending", "unpaused", "resumed", "operator",
+    "approved", "escalated", "replay", "operator_override", "priority", "signal_by_operator", "token_refused",
+})  # fmt: skip
+"""First words of a reason that somebody outside the job brought about, or that asks for somebody."""
+_SIGNAL = "signal "
+"""How the reason of an entry begins that tells of a signal: its name, what became of it and the waitpoint follow."""
+_BESIDE_THE_LEASE = frozenset({
+    "signal", "signal_by_operator", "token_refused", "waitpoint_closed", "pause_pending", "unpaused", "priority",
+})  # fmt: skip
+"""Words of entries on a job that runs and goes on running as it did."""
 _WORKER = re.compile(r"(.+)\.[A-Za-z0-9]+\.\d+\.\d+")
 """A batch claim's lease id begins with the worker's instance; that of the two-step claim says nothing of it."""
 _LEASE_WORDS = frozenset({"active", "reclaimable", "revoked"})
@@ -74,17 +84,19 @@ class Subscription:
         *,
         lanes: Iterable[str] | None,
         tags: Mapping[str, str] | None,
+        namespace: str | None,
         after: str | None,
     ) -> None:
-        if kind not in ("completion", "lease", "operator"):
-            raise InvalidArgument(f"subscribe({kind!r:.40}): use completion, lease or operator")
+        if kind not in KINDS:
+            raise InvalidArgument(f"subscribe({kind!r:.40}): use {', '.join(KINDS[:-1])} or {KINDS[-1]}")
         if isinstance(lanes, str):
             raise InvalidArgument(f"lanes is {lanes!r:.60}: use a list of names")
         self._lanes = None if lanes is None else frozenset(ids.check_name(lane, "lane") for lane in lanes)
         self._tags = dict(tags or {})
         checks.tags(self._tags)
-        if kind == "operator" and (self._lanes is not None or self._tags):
-            raise InvalidArgument("operator events belong to no job: leave lanes= and tags= out")
+        self._namespace = None if namespace is None else ids.check_name(namespace, "namespace")
+        self._seen: dict[str, bool] = {}
+        """Whether tags and namespace of the jobs of this look are wanted."""
         self._client, self._after = client, after
         self._kind: Kind = kind
         self._places: dict[PartitionKey, Place] | None = None
@@ -154,6 +166,7 @@ class Subscription:
                 ms, _, n = entry.event_id.partition("-")
                 entries.append(((int(ms), int(n)), partition, entry))
         entries.sort(key=lambda found: found[0])
+        await self._look_up([(partition, entry) for _, partition, entry in entries])
         for (at_ms, _), partition, entry in entries:
             await self._take(partition, entry, at_ms)
         return bool(entries)
@@ -175,7 +188,7 @@ class Subscription:
 
     async def _event(self, partition: PartitionKey, sort: str, text: str) -> dict[str, Any] | None:
         if sort == "o":
-            return _nobody(text) if self._kind == "operator" else None
+            return self._nobody(text)
         uuid, was, now, _, attempt, lane, lease_id, why = text.split(" ", 7)
         if not self._wants(was, now, why):
             return None
@@ -183,38 +196,64 @@ class Subscription:
         name = await self._client.lane_names.of(partition, lane, uuid)
         if self._lanes is not None and name not in self._lanes:
             return None
-        if self._tags and not await self._tagged(execution_id):
+        if not self._seen.get(execution_id, True):
             return None
+        signal: dict[str, Any] = {}
+        if self._kind == "signal":
+            signal["signal"], signal["effect"], signal["waitpoint_id"] = why.removeprefix(_SIGNAL).rsplit(" ", 2)
         holder = _WORKER.fullmatch(lease_id)
         return {
             "execution_id": execution_id, "lane": name, "from_state": None if was == "-" else _public(was),
             "to_state": _public(now), "attempt": int(attempt) if attempt.isdigit() else None,
-            "worker": holder[1] if holder else None, "detail": "" if why == "-" else why,
+            "worker": holder[1] if holder else None, "detail": "" if why == "-" else why, **signal,
         }  # fmt: skip
 
     def _wants(self, was: str, now: str, why: str) -> bool:
         if self._kind == "completion":
             return now in _TERMINAL and was != now
+        first = why.partition(" ")[0]
         if self._kind == "lease":
-            return was in _LEASE_WORDS or now in _LEASE_WORDS
-        return why.partition(" ")[0] in _OPERATORS or now == "revoked"
+            touched = was in _LEASE_WORDS or now in _LEASE_WORDS
+            return touched and not (was == now and first in _BESIDE_THE_LEASE)
+        if self._kind == "signal":
+            return why.startswith(_SIGNAL)
+        return first in _OPERATORS or now == "revoked" or why.endswith(" paused")
 
-    async def _tagged(self, execution_id: ExecutionId) -> bool:
-        """A record that is gone has no tags: it is left out, as if it had never carried them."""
-        try:
-            stored = await self._client.backend.call(ReadExecutionArgs(execution_id=execution_id))
-        except NotFound:
+    async def _look_up(self, entries: list[tuple[PartitionKey, EventEntry]]) -> None:
+        """Read what the feed does not carry, of all jobs of a look at once. A record that is gone has neither tags nor
+        a namespace: it is left out, as if it had never had them."""
+        self._seen.clear()
+        if not self._tags and self._namespace is None:
+            return
+        wanted: dict[ExecutionId, None] = {}
+        for partition, entry in entries:
+            for sort, text in zip(entry.fields[::2], entry.fields[1::2], strict=True):
+                uuid, was, now, *_, why = text.split(" ", 7) if sort == "e" else ("", "", "", "")
+                if uuid and self._wants(was, now, why):
+                    wanted[ExecutionId(f"{partition}:{uuid}")] = None
+        asked = [ReadExecutionArgs(execution_id=execution_id) for execution_id in wanted]
+        for execution_id, stored in zip(wanted, await self._client.backend.call_all(asked), strict=True):
+            if isinstance(stored, Exception) and not isinstance(stored, NotFound):
+                raise stored
+            self._seen[execution_id] = not isinstance(stored, Exception) and self._fits(stored)
+
+    def _fits(self, stored: StoredExecution) -> bool:
+        if self._namespace is not None and stored.fields.get("namespace", "default") != self._namespace:
             return False
         return all(stored.tags.get(key) == value for key, value in self._tags.items())
 
-
-def _nobody(text: str) -> dict[str, Any]:
-    words = text.split(" ")
-    lane = words[1] if words[0] == "lane" and len(words) > 1 else None
-    return {
-        "execution_id": None, "lane": lane, "from_state": None, "to_state": None, "attempt": None, "worker": None,
-        "detail": text,
-    }  # fmt: skip
+    def _nobody(self, text: str) -> dict[str, Any] | None:
+        """What an operator did to no job: to a lane, a hold, the secrets. It has neither tags nor a namespace."""
+        words = text.split(" ")
+        lane = words[1] if words[0] == "lane" and len(words) > 1 else None
+        if self._kind != "operator" or self._tags or self._namespace is not None:
+            return None
+        if self._lanes is not None and lane not in self._lanes:
+            return None
+        return {
+            "execution_id": None, "lane": lane, "from_state": None, "to_state": None, "attempt": None, "worker": None,
+            "detail": text,
+        }  # fmt: skip
 
 
 def _public(word: str) -> str:

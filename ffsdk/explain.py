@@ -6,7 +6,7 @@ The reads are not one snapshot: the answer is advice for a person, never a decis
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,7 +14,8 @@ import msgspec
 from ffcore import ids, views
 from ffcore.capabilities import Capabilities
 from ffcore.errors import NotFound
-from ffcore.states import LifecyclePhase
+from ffcore.states import BlockingReason, LifecyclePhase
+from ffsdk.recorded import recovery_of, waitpoints_of
 from ffsdk.times import from_ms
 from ffsdk.views import Explanation, Reason
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ffcore.contracts.operator import LaneCounts, ListedHold
     from ffcore.contracts.reads import StoredExecution
     from ffcore.contracts.roster import ListedWorker
+    from ffsdk.views import Waitpoint
 
 WORKERS_N = 1000
 """Workers looked at; a lane with more than this has one."""
@@ -33,18 +35,22 @@ async def explain(backend: Backend, stored: StoredExecution) -> Explanation:
     from ffcore.contracts.operator import LaneStatsArgs, ListHoldsArgs
 
     partition, state = ids.partition_of(stored.execution_id), views.state_of(stored)
+    recovery = await recovery_of(backend, stored)
     if state.public_state.is_terminal:
-        return Explanation(runnable=False, reasons=[Reason(code="ended", detail=state.public_state.value)])
+        ended = Reason(code="ended", detail=state.public_state.value)
+        return Explanation(runnable=False, reasons=[ended], recovery=recovery)
     if state.lifecycle_phase is LifecyclePhase.ACTIVE:
         until = from_ms(views.lease_expires_at(stored))
-        return Explanation(
-            runnable=False, reasons=[Reason(code="running", detail=stored.worker_instance_id, until=until)]
-        )
-    lane, holds, workers = await asyncio.gather(
+        reasons = [Reason(code="running", detail=stored.worker_instance_id, until=until)]
+        if "paused" in stored.fields:
+            reasons.append(Reason(code="pause_pending", detail=pause_reason(stored)))
+        return Explanation(runnable=False, reasons=reasons, recovery=recovery)
+    lane, holds, workers, waitpoints = await asyncio.gather(
         backend.call(LaneStatsArgs(partition=partition, lane_id=stored.lane_id)),
-        backend.call(ListHoldsArgs(partition=partition)), live_workers(backend),
+        backend.call(ListHoldsArgs(partition=partition)), live_workers(backend), waitpoints_of(backend, stored),
     )  # fmt: skip
-    return explain_from(stored, lane, holds.items, workers)
+    found = explain_from(stored, lane, holds.items, workers, waitpoints)
+    return msgspec.structs.replace(found, recovery=recovery)
 
 
 async def name_hold(backend: Backend, stored: StoredExecution) -> StoredExecution:
@@ -66,14 +72,19 @@ def holding(stored: StoredExecution, holds: list[ListedHold]) -> list[str]:
 
 
 def explain_from(
-    stored: StoredExecution, lane: LaneCounts, holds: list[ListedHold], workers: list[dict[str, Any]]
-) -> Explanation:
+    stored: StoredExecution, lane: LaneCounts, holds: list[ListedHold], workers: list[dict[str, Any]],
+    waitpoints: Sequence[Waitpoint] = (),
+) -> Explanation:  # fmt: skip
     """The answer for a job that neither runs nor has ended."""
     f, state = stored.fields, views.state_of(stored)
     reasons: list[Reason] = []
     if f["state"] == "delayed":
         reasons.append(Reason(code=state.blocking_reason.value, until=from_ms(views.due_at(stored))))
-    elif f["state"] in ("blocked", "suspended"):
+    elif f["state"] == "suspended":
+        reasons.append(waiting(stored, waitpoints))
+        if "paused" in f:
+            reasons.append(Reason(code="paused_by_operator", detail=pause_reason(stored)))
+    elif f["state"] == "blocked":
         reasons.append(Reason(code=state.blocking_reason.value, detail=views.blocking_detail(stored)))
     elif f["state"] == "granted":
         reasons.append(Reason(code="granted", detail="reserved for one worker"))
@@ -98,6 +109,25 @@ def explain_from(
         runnable=True,
         reasons=[Reason(code="waiting_for_worker", detail=f"{ahead} ready, {len(able)} workers serve it")],
     )
+
+
+def waiting(stored: StoredExecution, waitpoints: Sequence[Waitpoint]) -> Reason:
+    """What a suspended job waits for, and until when."""
+    state, until = views.state_of(stored), from_ms(stored.fields.get("suspend_until"))
+    if state.blocking_reason is BlockingReason.PAUSED_BY_OPERATOR:
+        return Reason(code="waiting_for_operator", detail="resume it, or cancel it", until=until)
+    active = [one for one in waitpoints if one.state == "active"]
+    if active:
+        gates = ", ".join(f"{one.gate} ({' or '.join(one.names)})" if one.names else one.gate for one in active)
+        return Reason(code=state.blocking_reason.value, detail=f"gates: {gates}", until=until)
+    if until is not None:
+        return Reason(code="sleeping", until=until)
+    return Reason(code=state.blocking_reason.value, detail="nothing it waits for can come: resume it, or cancel it")
+
+
+def pause_reason(stored: StoredExecution) -> str:
+    """Why an operator paused it."""
+    return stored.texts.get("blocking", "")
 
 
 def required_of(stored: StoredExecution) -> list[str]:

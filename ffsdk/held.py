@@ -30,25 +30,41 @@ class Held:
     else belongs to the event loop's thread."""
 
     __slots__ = (
+        "clock_ms",
         "ctx",
         "deadline",
         "job",
         "kill",
+        "lease_s",
         "part",
         "renew_at",
         "runner",
         "stage",
+        "suspended",
         "timeout_at",
         "timer",
         "why",
     )
 
-    def __init__(self, job: ClaimedJob, part: Part, deadline: float, renew_at: float, timeout_at: float) -> None:
+    def __init__(
+        self,
+        job: ClaimedJob,
+        part: Part,
+        deadline: float,
+        renew_at: float,
+        timeout_at: float,
+        lease_s: float = 0.0,
+        clock_ms: float = 0.0,
+    ) -> None:
         self.job, self.part = job, part
         self.deadline, self.renew_at, self.timeout_at = deadline, renew_at, timeout_at
         """Seconds of the worker's clock: end of the lease, next renewal, end of the attempt (0.0: never)."""
+        self.lease_s, self.clock_ms = lease_s, clock_ms
+        """How long the lease was when it was claimed, and by how much the store's clock is ahead of the worker's."""
         self.stage = WAITING
         self.why: Why | None = None
+        self.suspended = False
+        """The store has the job back, suspended: whatever its handler still does or says concerns nobody."""
         self.runner: asyncio.Task[Any] | None = None
         """The task to cancel; None while the handler is in a thread or a child process."""
         self.kill: Callable[[], None] | None = None

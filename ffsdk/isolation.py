@@ -18,7 +18,7 @@ import signal
 import threading
 import traceback
 import typing
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,11 +28,10 @@ from ffcore import limits
 from ffcore.contracts.lease import LeaseFence
 from ffcore.errors import EngineError, InvalidArgument
 from ffsdk.context import Context, Done
-from ffsdk.errors import Failure, Fatal, RetryAfter
+from ffsdk.errors import ContinueAs, Failure, Fatal, RetryAfter
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
+    from ffsdk.durable import Durable
     from ffsdk.held import Held
     from ffsdk.task import Task
 
@@ -97,6 +96,10 @@ class Threads(concurrent.futures.Executor):
             del item, future, call
             self._free.release()
 
+    def allow(self, most: int) -> None:
+        """Another number of threads from now on; those there are stay."""
+        self._most = most
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Let the threads end when they are done; waits for nobody."""
         for _ in self._threads:
@@ -107,7 +110,7 @@ class Isolated:
     """Runs the handlers of one worker that do not run in its loop."""
 
     def __init__(self, concurrency: int) -> None:
-        self._threads = Threads(concurrency)
+        self._threads, self._concurrency = Threads(concurrency), concurrency
         self._idle: list[Child] = []
         self._children: set[Child] = set()
         self._lock = threading.Lock()
@@ -121,6 +124,10 @@ class Isolated:
         context = contextvars.copy_context()
         call = functools.partial(context.run, task.fn, *task.arguments(payload, held.ctx))
         return await self._loop.run_in_executor(self._threads, call)
+
+    def spare(self, n: int) -> None:
+        """So many threads are busy with handlers whose slots are free already."""
+        self._threads.allow(self._concurrency + n)
 
     def close(self) -> None:
         """End the children; threads end with their handlers."""
@@ -193,6 +200,12 @@ class _Result(msgspec.Struct, array_like=True, tag="result"):
     raw: bytes | None
 
 
+class _Again(msgspec.Struct, array_like=True, tag="again"):
+    """The handler begins a new run, with this payload."""
+
+    raw: bytes
+
+
 class _Failed(msgspec.Struct, array_like=True, tag="failed"):
     reason: str
     category: str
@@ -202,7 +215,7 @@ class _Failed(msgspec.Struct, array_like=True, tag="failed"):
 
 
 _to_child: Final = msgspec.msgpack.Decoder(_Run | _Ack)
-_from_child: Final = msgspec.msgpack.Decoder(_Progress | _Result | _Failed)
+_from_child: Final = msgspec.msgpack.Decoder(_Progress | _Result | _Again | _Failed)
 
 
 class Child:
@@ -242,12 +255,14 @@ class Child:
                 )
             )
             while True:
-                said: _Progress | _Result | _Failed = _from_child.decode(self._ours.recv_bytes())
+                said: _Progress | _Result | _Again | _Failed = _from_child.decode(self._ours.recv_bytes())
                 match said:
                     case _Progress():
                         self._send(_Ack(self._tell(held, said)))
                     case _Result():
                         return Encoded(said.raw)
+                    case _Again():
+                        raise ContinueAs(Encoded(said.raw))
                     case _Failed():
                         raise RemoteFailure(said.reason, said.category, said.detail, said.retry_after_ms, said.final)
         except (EOFError, OSError) as gone:
@@ -293,6 +308,27 @@ class _ChildContext(Context):
         pass
 
 
+class _ChildHome:
+    """What a context in a child process is connected to (`ffsdk.context.Home`): the pipe, and nothing durable."""
+
+    def __init__(self, pipe: Connection, inbox: queue.SimpleQueue[_Run | _Ack]) -> None:
+        self._pipe, self._inbox = pipe, inbox
+
+    def tell(self, held: Held | None, durable: Durable | None, pct: int, message: str) -> Awaitable[None]:
+        self._pipe.send_bytes(msgspec.msgpack.encode(_Progress(pct, message)))
+        answer = self._inbox.get()
+        if isinstance(answer, _Ack) and answer.error:
+            raise EngineError(answer.error)
+        return Done()
+
+    def durable(self, ctx: Context, held: Held | None) -> Durable:
+        raise Unsupported(
+            "steps, sleeps, gates and frames need the worker's own process, and this handler runs in a child of it: "
+            "leave isolation='process' out, or do the part that needs a process in a task of its own",
+            category="unsupported",
+        )
+
+
 def child_main(pipe: Connection) -> None:
     """Run jobs until the worker hangs up. A worker that dies takes its children along, whatever they are doing."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the worker decides what it means
@@ -314,13 +350,7 @@ def child_main(pipe: Connection) -> None:
 
 
 def _perform(job: _Run, pipe: Connection, inbox: queue.SimpleQueue[_Run | _Ack]) -> msgspec.Struct:
-    def tell(pct: int, message: str) -> Awaitable[None]:
-        pipe.send_bytes(msgspec.msgpack.encode(_Progress(pct, message)))
-        answer = inbox.get()
-        if isinstance(answer, _Ack) and answer.error:
-            raise EngineError(answer.error)
-        return Done()
-
+    task: Task[Any, Any] | None = None
     try:
         task = find_task(job.module, job.name)
         try:
@@ -335,11 +365,17 @@ def _perform(job: _Run, pipe: Connection, inbox: queue.SimpleQueue[_Run | _Ack])
             deadline_ms=job.deadline_ms,
             state=None,
             task=task,
-            tell=tell,
+            home=_ChildHome(pipe, inbox),
         )
         result = task.fn(*task.arguments(payload, ctx))
         if task.is_async:
             result = asyncio.run(result)
+    except ContinueAs as again:
+        assert task is not None  # who raises it is the task's function
+        try:
+            return _Again(task.encode_payload(again.payload))
+        except InvalidArgument as unfit:
+            return _unfit(unfit, "invalid_payload")
     except (Exception, SystemExit) as failed:
         reason, category, detail, retry_after_ms, final = explain(failed)
         return _Failed(reason, category, detail, retry_after_ms, final)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import msgspec
@@ -12,15 +13,18 @@ from ffcore.ids import ExecutionId
 from ffsdk import payload as payloads
 from ffsdk import times
 from ffsdk.outcomes import Cancelled, Completed, Expired, Failed, Outcome, Skipped, error_of
-from ffsdk.views import Explanation, JobInfo, JobStatus, status_of
+from ffsdk.views import Explanation, JobInfo, JobStatus, Step, status_of
 
 if TYPE_CHECKING:
     from ffcore.contracts.reads import ExecutionOutcome, StoredExecution
+    from ffcore.states import PublicState
     from ffsdk.client import Client
+    from ffsdk.streams import Frame
     from ffsdk.task import Task
 
 R_co = TypeVar("R_co", covariant=True)
 Cancelling = Literal["cancelled", "requested", "already_ended"]
+Pausing = Literal["paused", "pause_pending", "already_paused"]
 
 
 class Job(Generic[R_co]):
@@ -76,22 +80,56 @@ class Job(Generic[R_co]):
     # ---- how it stands
 
     async def status(self) -> JobStatus:
-        """State, attempts, lease, progress and times, in one consistent read; what holds a held job, in a second one.
-        Raises NotFound."""
+        """State, attempts, lease, progress and times, in one consistent read; what holds a held job, and open gates, in
+        others. Raises NotFound."""
         from ffsdk.explain import name_hold
+        from ffsdk.recorded import waitpoints_of
 
-        return status_of(await name_hold(self._client.backend, await self._read()))
+        backend = self._client.backend
+        stored = await name_hold(backend, await self._read())
+        return status_of(stored, await waitpoints_of(backend, stored))
 
     async def explain(self) -> Explanation:
-        """Why it does not run now: delayed until, held, lane paused, no capable worker, running, ended."""
+        """Why it does not run now: waits for which gates until when, sleeps, paused, delayed until, held, lane paused,
+        no capable worker, running, ended; and what a claim would do with what was recorded."""
         from ffsdk.explain import explain
 
         return await explain(self._client.backend, await self._read())
+
+    async def steps(self) -> list[Step]:
+        """What its handler has recorded, in order, and what becomes of each when it runs again. Raises NotFound."""
+        from ffsdk.recorded import steps_of
+
+        return await steps_of(self._client.backend, await self._read())
 
     async def _read(self) -> StoredExecution:
         from ffcore.contracts.reads import ReadExecutionArgs
 
         return await self._client.backend.call(ReadExecutionArgs(execution_id=self.id))
+
+    # ---- what it emits
+
+    def stream(self, after: str | None = None) -> AsyncGenerator[Frame, None]:
+        """What its handler emits, from the first frame kept on and as it comes; ends when the job has ended.
+
+        ``async for frame in job.stream(): ...``. When a later attempt takes over, a frame of type ``superseded`` says
+        so (`frame.attempt`): the earlier attempt's frames stand for nothing any more.
+
+        after   the `cursor` of a frame, to go on behind it; "end": only what comes from now on
+
+        Raises NotFound, InvalidArgument (no such cursor), Unavailable when the client closes; while the store is away
+        it waits.
+        """
+        from ffsdk.streams import follow, parse_cursor
+
+        parse_cursor(after)
+        return follow(self._client, self.id, after)
+
+    async def summary(self) -> dict[str, Any]:
+        """The document its handler keeps up to date with `ctx.summary`; empty before the first. Raises NotFound."""
+        from ffsdk.streams import read_summary
+
+        return await read_summary(self._client.backend, self.id)
 
     # ---- changing its course
 
@@ -113,6 +151,35 @@ class Job(Generic[R_co]):
                 return "requested"
             case _:
                 return "already_ended"
+
+    async def pause(self, reason: str = "") -> Pausing:
+        """Let it not run until `resume`: at once if it does not run ("paused"), else ("pause_pending") when its handler
+        gives the lease up without an end: by a retry, a wait, a crash. What it waits for may come meanwhile. Raises
+        Terminal if it has ended, and NotFound."""
+        from ffcore.contracts.suspension import AlreadyPaused, PauseExecutionArgs, PausePending
+
+        checks.size(reason, "reason", limits.REASON_BYTES, code="invalid_input")
+        answer = await self._client.backend.call(PauseExecutionArgs(execution_id=self.id, reason=reason))
+        match answer:
+            case PausePending():
+                return "pause_pending"
+            case AlreadyPaused():
+                return "already_paused"
+            case _:
+                return "paused"
+
+    async def resume(self, delay: times.Duration = 0) -> PublicState:
+        """Let it go on: ends a pause, and any wait for gates or time, as an operator (`gate.wait` then answers None).
+        Answers its state. Raises WrongState if there is nothing to resume, and NotFound.
+
+        delay   seconds until it may be claimed
+        """
+        from ffcore.contracts.suspension import ResumeExecutionArgs
+
+        answer = await self._client.backend.call(ResumeExecutionArgs(
+            execution_id=self.id, trigger_type="operator", resume_delay_ms=times.span_ms(delay, "delay"),
+        ))  # fmt: skip
+        return answer.public_state
 
     async def replay(self, mode: Literal["resume", "fresh"] = "resume") -> None:
         """Run it again, under the same id, after it has ended: `resume` keeps finished steps, `fresh` clears them.

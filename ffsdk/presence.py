@@ -59,6 +59,8 @@ class Presence:
         self._instance, self._lanes, self._capabilities, self._clock = instance, lanes, capabilities, clock
         self._virtual = app.pace.virtual
         self._sets: dict[PartitionKey, frozenset[str]] = {}
+        self._freed = 0
+        """Jobs the last announcement made ready again."""
         info = {
             "name": name,
             "host": socket.gethostname(),
@@ -80,7 +82,7 @@ class Presence:
         for at in range(0, len(rows), limits.ROWS_N):
             some = rows[at : at + limits.ROWS_N]
             await self._backend.call(PublishTasksArgs(partition=partition_key(0, "w"), items=some))
-        await self.announce()
+        self._freed = await self.announce()
         if self._capabilities:
             await self.learn(self._slots.parts)
 
@@ -88,9 +90,8 @@ class Presence:
         """Say it again, for ever. On virtual time, look for work whenever time has moved: nothing polls there."""
         pace = self._app.pace
         registered = announced = self._clock()
-        freed = 0
         while True:
-            await pace.pause(AGAIN_S if freed else REGISTER_S)
+            await pace.pause(AGAIN_S if self._freed else REGISTER_S)
             try:
                 if self._virtual:
                     self._slots.ask_everywhere()
@@ -100,8 +101,8 @@ class Presence:
                     registered = now
                     if self._capabilities:
                         await self.learn(self._slots.parts)
-                if freed or now - announced >= ANNOUNCE_S - 1:
-                    freed = await self.announce()
+                if self._freed or now - announced >= ANNOUNCE_S - 1:
+                    self._freed = await self.announce()
                     announced = now
             except Unavailable as away:
                 log.warning("the store does not answer, trying again: %s", away)

@@ -15,6 +15,7 @@ from ffcore.args import Args
 from ffcore.backend import Backend
 from ffcore.contracts.execution import CancelExecutionArgs
 from ffcore.contracts.failure import FailExecutionArgs
+from ffcore.contracts.journal import ContinueAsArgs
 from ffcore.contracts.operator import UnclaimArgs
 from ffcore.errors import EngineError, Rejected
 from ffsdk.held import ENDED, Held
@@ -75,6 +76,10 @@ class Reports:
                 attempt_id=job.attempt_id,
             ),
         )
+
+    def continue_as(self, held: Held, payload: bytes) -> None:
+        """The handler begins a new run of its job."""
+        self._send(held, ContinueAsArgs(execution_id=held.job.execution_id, fence=held.fence, payload=payload))
 
     def give_back(self, held: Held, reason: Literal["refused", "hand_back", "unknown_task"]) -> None:
         """Another worker may have it. `refused`: it never started; `hand_back`: its handler has ended early."""

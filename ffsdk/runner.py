@@ -13,10 +13,11 @@ import time
 import types
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Mapping
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from ffcore.errors import InvalidArgument
 from ffsdk.context import Context
+from ffsdk.errors import ContinueAs
 from ffsdk.held import RUNNING, Held
 from ffsdk.isolation import Encoded
 
@@ -47,7 +48,9 @@ class Outcomes(Protocol):
     def context_of(self, held: Held, task: Task[Any, Any]) -> Context: ...
     def completed(self, held: Held, result: bytes | None) -> None: ...
     def failed(self, held: Held, error: BaseException) -> None: ...
+    def continued(self, held: Held, payload: bytes) -> None: ...
     def unfit(self, held: Held, error: InvalidArgument, category: str) -> None: ...
+    async def pin(self, held: Held, task: Task[Any, Any]) -> bool: ...
     def unknown(self, held: Held) -> None: ...
     def stopped(self, held: Held) -> None: ...
     def arm(self, held: Held) -> None: ...
@@ -81,6 +84,8 @@ class Runners:
         self.mean_s: float | None = None
         """Running mean of how long handlers take; None until one has ended."""
         self.running_n = 0
+        self._unwinding_n = 0
+        """Handlers of suspended jobs that have not ended: their slots are free, their runners not yet."""
         self.on_rest: Callable[[], None] | None = None
         """Called whenever no handler runs any more; for a worker that stops."""
 
@@ -139,6 +144,23 @@ class Runners:
             return False
         return True
 
+    def leave(self, held: Held) -> None:
+        """The slot of a running handler is free from now on; the handler itself is unwound in its own time."""
+        self._ended_one()
+        self._unwinding_n += 1
+        self._isolated.spare(self._unwinding_n)
+        # It mostly is in this turn already, and its runner goes on with the buffer.
+        self._loop.call_soon(self._make_up)
+
+    def _make_up(self) -> None:
+        if self._unwinding_n and len(self.buffer) > self._coming:
+            self._wake(1)
+
+    def _ended_one(self) -> None:
+        self.running_n -= 1
+        if self.on_rest is not None and self.running_n == 0:
+            self.on_rest()
+
     async def close(self) -> None:
         """End the runners; handlers still running are cancelled and report nothing."""
         self._closing = True
@@ -158,7 +180,7 @@ class Runners:
                 waiter.set_result(None)
                 self._coming += 1
                 n -= 1
-        while n > 0 and len(self._tasks) < self._concurrency and not self._closing:
+        while n > 0 and len(self._tasks) - self._unwinding_n < self._concurrency and not self._closing:
             # Not the caller's context: that may be a handler's.
             task = self._loop.create_task(self._run(), context=self._baseline.copy())
             self._tasks.add(task)
@@ -193,13 +215,19 @@ class Runners:
                 outcomes.stopped(held)
                 continue
             task = tasks.get(held.job.task)
-            if task is None or task.version != held.job.version:
+            if task is None:
                 outcomes.unknown(held)
                 continue
+            same = task.version == held.job.version
             try:
                 payload = task.decode(held.job.payload)
             except InvalidArgument as unfit:
-                outcomes.unfit(held, unfit, "invalid_payload")
+                if same:
+                    outcomes.unfit(held, unfit, "invalid_payload")
+                else:
+                    outcomes.unknown(held)  # the version it was submitted for can read it
+                continue
+            if not same and not await self._pin(held, task):
                 continue
             ctx = None
             if task.takes_ctx:
@@ -209,7 +237,7 @@ class Runners:
             if held.timeout_at:
                 outcomes.arm(held)
             self._moved = loop_time()
-            began = clock()
+            began, returned = clock(), False
             try:
                 if task.is_async and task.options.isolation != "process":
                     held.runner = me
@@ -221,32 +249,69 @@ class Runners:
             except asyncio.CancelledError as stopped:
                 if self._closing:
                     raise  # the worker has left without this handler: its lease ends by itself
-                if held.why is None:
+                if held.suspended:
+                    pass
+                elif held.why is None:
                     outcomes.failed(held, stopped)
                 else:
                     outcomes.stopped(held)
-            except (Exception, SystemExit) as failed:
-                outcomes.failed(held, failed)
+            except BaseException as raised:
+                self._raised(held, task, raised)
             else:
-                self._report(held, task, result)
+                if not held.suspended:
+                    returned = True
+                    self._report(held, task, result)
             ended = clock()
-            self.running_n -= 1
             held.runner = None
-            if self.on_rest is not None and self.running_n == 0:
-                self.on_rest()
+            if held.suspended:
+                self._unwinding_n -= 1
+                self._isolated.spare(self._unwinding_n)
+            else:
+                self._ended_one()
+            if ctx is not None:
+                ctx.ended(returned=returned)
             took = ended - began
             self.mean_s = took if self.mean_s is None else self.mean_s + EVEN * (took - self.mean_s)
             spent += took
             if held.timer is not None:
                 held.timer.cancel()
                 held.timer = None
-            if me.cancelling() or contextvars.copy_context() != baseline:
+            surplus = len(self._tasks) - self._unwinding_n > self._concurrency
+            if me.cancelling() or surplus or contextvars.copy_context() != baseline:
                 return  # `_retired` starts another in its place
             if spent > SLICE_S:
                 spent = 0.0
                 self._coming += 1
                 await asyncio.sleep(0)
                 self._coming -= 1
+
+    async def _pin(self, held: Held, task: Task[Any, Any]) -> bool:
+        """Whether a job submitted for another version of its task may be run. It counts as running meanwhile."""
+        if len(self.buffer) > self._coming:
+            self._wake(len(self.buffer) - self._coming)
+        self.running_n += 1
+        try:
+            return await self._outcomes.pin(held, task)
+        finally:
+            self.running_n -= 1
+
+    def _raised(self, held: Held, task: Task[Any, Any], raised: BaseException) -> None:
+        """What a handler raised. Of a suspended job it says nothing, whatever became of `Suspended` on its way."""
+        if held.suspended:
+            return
+        again = _again(raised)
+        if again is not None:
+            try:
+                payload = again.payload
+                raw = (payload.raw or b"") if type(payload) is Encoded else task.encode_payload(payload)
+            except InvalidArgument as unfit:
+                self._outcomes.unfit(held, unfit, "invalid_payload")
+            else:
+                self._outcomes.continued(held, raw)
+        elif isinstance(raised, KeyboardInterrupt | GeneratorExit):
+            raise raised
+        else:
+            self._outcomes.failed(held, raised)
 
     def _report(self, held: Held, task: Task[Any, Any], result: Any) -> None:
         if held.why == "lost":
@@ -287,3 +352,14 @@ class Runners:
                     waits_for = coro.send(value)
                 except StopIteration as returned:
                     return returned.value
+
+
+def _again(raised: BaseException) -> ContinueAs | None:
+    """The wish for a new run, also where a TaskGroup has wrapped it."""
+    if isinstance(raised, ContinueAs):
+        return raised
+    if isinstance(raised, BaseExceptionGroup):
+        inner: tuple[BaseException, ...] = cast("BaseExceptionGroup[BaseException]", raised).exceptions
+        found = [_again(one) for one in inner]
+        return found[0] if all(found) else None
+    return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ffcore.ids import ExecutionId
     from ffsdk.events import Kind
     from ffsdk.listing import States, Tag
+    from ffsdk.streams import Frame
     from ffsdk.views import Event, JobInfo
 
 P = TypeVar("P")
@@ -130,8 +131,23 @@ class Job(_Facade[aio_job.Job[R]], Generic[R]):
 
     status = _blocking(aio_job.Job[Any].status)
     explain = _blocking(aio_job.Job[Any].explain)
+    steps = _blocking(aio_job.Job[Any].steps)
+    summary = _blocking(aio_job.Job[Any].summary)
     cancel = _blocking(aio_job.Job[Any].cancel)
+    pause = _blocking(aio_job.Job[Any].pause)
+    resume = _blocking(aio_job.Job[Any].resume)
     replay = _blocking(aio_job.Job[Any].replay)
+
+    def stream(self, after: str | None = None) -> Iterator[Frame]:
+        """What its handler emits; see `ffsdk.job.Job.stream`."""
+        return self._frames(self.async_.stream(after))
+
+    def _frames(self, made: AsyncGenerator[Frame, None]) -> Iterator[Frame]:
+        try:
+            yield from self._iterate(made)
+        finally:
+            if self._loop.alive:
+                self._loop.run(made.aclose())
 
     def __repr__(self) -> str:
         return repr(self.async_)
@@ -248,10 +264,10 @@ class Client(_Facade[aio.Client]):
 
     def subscribe(
         self, kind: Kind, *, lanes: Iterable[str] | None = None, tags: Mapping[str, str] | None = None,
-        after: str | None = None,
+        namespace: str | None = None, after: str | None = None,
     ) -> Iterator[Event]:  # fmt: skip
         """Follow what happens; see `ffsdk.client.Client.subscribe`."""
-        made = self.async_.subscribe(kind, lanes=lanes, tags=tags, after=after)
+        made = self.async_.subscribe(kind, lanes=lanes, tags=tags, namespace=namespace, after=after)
         self._loop.run(made.start())
         return self._iterate(made)
 
@@ -260,5 +276,6 @@ class Client(_Facade[aio.Client]):
     purge_many = _blocking(aio.Client.purge_many)
     gate = _blocking(aio.Client.gate)
     settings = _blocking(aio.Client.settings)
+    signal = _blocking(aio.Client.signal)
     hold = _blocking(aio.Client.hold)
     release = _blocking(aio.Client.release)

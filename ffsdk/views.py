@@ -29,6 +29,45 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: datetime | None
 
 
+class Waitpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A gate of a job, as anybody may see it: nothing here opens it."""
+
+    waitpoint_id: str
+    gate: str
+    """Its name; one opened again under the same name in a loop has ``#2`` and so on behind it."""
+    state: str
+    """`pending`: nothing waits at it yet, signals are kept. `active`: the job waits at it. `closed`."""
+    names: list[str]
+    """Signals that count; empty: any."""
+    created_at: datetime | None
+    activated_at: datetime | None
+    expires_at: datetime | None
+    kid: str
+    """The secret its token was made with."""
+    fingerprint: str
+    """Tells tokens apart in logs."""
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of a job's journal."""
+
+    seq: int
+    name: str
+    kind: str
+    """step, sleep, gate, wait or spawn."""
+    status: str
+    """`ok` and `fatal` are what it came to; `intent`: it began and must not run twice; `error`: it failed, and is tried
+    again."""
+    at: datetime | None
+    attempt: int
+    tries: int
+    """How often it failed so far."""
+    reason: str
+    """Why it failed last."""
+    recovery: str
+    """What becomes of it when the handler runs again."""
+
+
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One read of a job, consistent in itself. Instants are UTC by the store's clock."""
 
@@ -46,7 +85,8 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     lease: Lease | None
     blocking_reason: str | None
     blocking_detail: str | None
-    waitpoints: list[str]
+    waitpoints: list[Waitpoint]
+    """Its open gates."""
     created_at: datetime | None
     started_at: datetime | None
     completed_at: datetime | None
@@ -74,6 +114,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
     runnable: bool
     reasons: list[Reason]
+    recovery: str | None = None
+    """What the next claim does with what was recorded; None while nothing is."""
 
 
 class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,7 +182,7 @@ class Bulk(msgspec.Struct, frozen=True, kw_only=True):
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One entry of a subscription; pass `cursor` as `after=` to go on behind it."""
 
-    kind: Literal["completion", "lease", "operator"]
+    kind: Literal["completion", "lease", "signal", "operator"]
     cursor: str
     at: datetime | None
     execution_id: str | None
@@ -152,12 +194,17 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int | None
     worker: str | None
     detail: str
+    signal: str | None = None
+    """The name of the signal; this and the next two only for `signal` events."""
+    effect: str | None = None
+    """What became of it, such as ``resume_condition_satisfied`` or ``appended_to_waitpoint``."""
+    waitpoint_id: str | None = None
 
 
 # ---- from the store's answers --------------------------------------------------------------------------
 
 
-def status_of(stored: StoredExecution) -> JobStatus:
+def status_of(stored: StoredExecution, waitpoints: list[Waitpoint]) -> JobStatus:
     from ffcore import views
 
     f, state = stored.fields, views.state_of(stored)
@@ -175,7 +222,7 @@ def status_of(stored: StoredExecution) -> JobStatus:
         attempt=views.number(stored, "attempt"), attempts=views.attempts_n(stored),
         crashes=views.number(stored, "crashes"), progress=progress, lease=lease,
         blocking_reason=None if reason == "none" else reason, blocking_detail=views.blocking_detail(stored) or None,
-        waitpoints=[], created_at=from_ms(f.get("created_at")), started_at=from_ms(f.get("started_at")),
+        waitpoints=waitpoints, created_at=from_ms(f.get("created_at")), started_at=from_ms(f.get("started_at")),
         completed_at=from_ms(f.get("ended_at")), due_at=from_ms(views.due_at(stored)),
         deadline_at=from_ms(f.get("deadline_at")), cancel_requested="cancel_until" in f,
         priority=views.number(stored, "priority"), namespace=f.get("namespace", "default"),

@@ -23,9 +23,10 @@ from ffcore.capabilities import Capabilities
 from ffcore.contracts.batch import ClaimedJob
 from ffcore.errors import EngineError, InvalidArgument
 from ffengine.tick import Ticker
-from ffsdk.context import Context, teller
-from ffsdk.held import ENDED, RUNNING, WAITING, Held, Why
-from ffsdk.isolation import Isolated, Killed, check_importable, explain
+from ffsdk.handlers import Handlers
+from ffsdk.held import ENDED, RUNNING, Held
+from ffsdk.host import Host
+from ffsdk.isolation import Isolated, check_importable
 from ffsdk.presence import Presence
 from ffsdk.renewal import Renewals, RenewalThread, interval, renew_in_loop
 from ffsdk.reports import Reports, spawn
@@ -35,7 +36,6 @@ from ffsdk.times import Duration, span_ms
 
 if TYPE_CHECKING:
     from ffsdk.app import App
-    from ffsdk.task import Task
 
 log = logging.getLogger("flowfabric.worker")
 
@@ -180,10 +180,11 @@ class Worker:
         assert self._stop is not None
         virtual = self.app.pace.virtual
         loop = asyncio.get_running_loop()
-        self._backend, self._state, self._loop = backend, state, loop
+        self._loop = loop
         self._clock: Callable[[], float] = loop.time if virtual else time.monotonic
         self._isolated = Isolated(self.concurrency)
-        self._runners = Runners(self, self._isolated, self.app.tasks, self.concurrency, self._prefetch)
+        self._handlers = handlers = Handlers(self._held, backend=backend, state=state, clock=self._clock)
+        self._runners = Runners(handlers, self._isolated, self.app.tasks, self.concurrency, self._prefetch)
         self._slots = Slots(
             backend,
             instance=self.instance,
@@ -194,19 +195,29 @@ class Worker:
             capacity=self._runners.capacity,
             load=self._runners.load,
             arrived=self._arrived,
-            settled=self._settled,
+            settled=handlers.settled,
             revised=self._revised,
             broken=self._broken,
             polls=not virtual,
         )
-        self._reports = Reports(backend, done=self._forget, broken=self._broken)
+        self._reports = Reports(backend, done=handlers.forget, broken=self._broken)
         self._renewals = Renewals(
             self._held,
             lease_ms=self._lease_ms,
             clock=self._clock,
-            lost=self._lose if virtual else self._lose_from_thread,
-            cancel=self._cancel if virtual else self._cancel_from_thread,
+            lost=handlers.lose if virtual else handlers.lose_from_thread,
+            cancel=handlers.cancel if virtual else handlers.cancel_from_thread,
         )
+        self._host = Host(
+            backend,
+            clock=self._clock,
+            lease_ms=self._lease_ms,
+            lose=handlers.lose,
+            cancel=handlers.cancel,
+            leave=handlers.leave,
+            nudge=self._nudge_renewal,
+        )
+        handlers.connect(runners=self._runners, slots=self._slots, reports=self._reports, host=self._host)
         self._shortest_ms = self._lease_ms
         self._presence = presence = Presence(
             self.app,
@@ -250,7 +261,7 @@ class Worker:
         runners, slots = self._runners, self._slots
         slots.claiming = False
         for held in runners.take_back():
-            self._return(held)
+            self._handlers.give_back(held)
         rested = asyncio.Event()
         runners.on_rest = rested.set
         if runners.running_n:
@@ -259,7 +270,7 @@ class Worker:
         if runners.running_n:
             for held in tuple(self._held.values()):
                 if held.stage == RUNNING:
-                    self._stop_handler(held, "stop")
+                    self._handlers.stop(held, "stop")
             await self._wait_for(rested, CANCEL_WAIT_S)
         for held in tuple(self._held.values()):
             if held.stage == RUNNING:
@@ -289,6 +300,7 @@ class Worker:
         self._slots.claiming = False
         await self._runners.close()
         self._isolated.close()
+        await self._host.close()
         await self._slots.close()
         await self._reports.close()
         for task in self._tasks:
@@ -355,6 +367,7 @@ class Worker:
         held_by_lease, claiming = self._held, self._slots.claiming
         was_empty = not held_by_lease
         shortest_ms = self._shortest_ms
+        ahead_ms = now_ms - sent * 1000
         for job in jobs:
             lease_ms = job.lease_expires_at - now_ms
             timeout_at = 0.0
@@ -364,13 +377,14 @@ class Worker:
                 timeout_at = sent + left_s - min(0.05, left_s / 20)
             elif lease_ms < shortest_ms:
                 shortest_ms = lease_ms
-            held = Held(job, part_of(job), sent + lease_ms / 1000, sent + interval(lease_ms / 1000), timeout_at)
+            lease_s = lease_ms / 1000
+            held = Held(job, part_of(job), sent + lease_s, sent + interval(lease_s), timeout_at, lease_s, ahead_ms)
             held_by_lease[job.lease_id] = held
             if job.cancel_requested:
                 held.why = "cancel"
                 self._reports.cancel(held)
             elif not claiming:
-                self._return(held)
+                self._handlers.give_back(held)
             else:
                 fresh.append(held)
         if was_empty or shortest_ms < self._shortest_ms or (self._thread is None and fresh):
@@ -378,123 +392,3 @@ class Worker:
             self._nudge_renewal(shortest_ms / 1000)
         if fresh:
             self._runners.add(fresh)
-
-    def _settled(self, held: Held, code: str) -> None:
-        self._held.pop(held.job.lease_id, None)
-        if code:
-            # The lease was lost, or the job has ended meanwhile: somebody else's outcome stands.
-            log.info("the result of %s was refused: %s", held, code)
-
-    def _forget(self, held: Held) -> None:
-        self._held.pop(held.job.lease_id, None)
-        self._slots.wake()
-
-    def _return(self, held: Held) -> None:
-        """Give back a job that has not started."""
-        self._reports.give_back(held, "refused")
-
-    # ---- what the runners say (ffsdk.runner.Outcomes)
-
-    def context_of(self, held: Held, task: Task[Any, Any]) -> Context:
-        return Context.of(held, task, self._state, teller(self._backend, held, self._loop))
-
-    def arm(self, held: Held) -> None:
-        held.timer = self._loop.call_later(max(0.0, held.timeout_at - self._clock()), self._timed_out, held)
-
-    def completed(self, held: Held, result: bytes | None) -> None:
-        if held.stage == ENDED or held.why == "lost":
-            self._drop(held)
-        else:
-            self._slots.complete(held, result)
-
-    def failed(self, held: Held, error: BaseException) -> None:
-        if held.stage == ENDED or held.why == "lost":
-            self._drop(held)
-        elif (
-            isinstance(error, Killed)
-            or held.why == "cancel"
-            or (held.why and isinstance(error, asyncio.CancelledError))
-        ):
-            self.stopped(held)
-        else:
-            reason, category, detail, retry_after_ms, final = explain(error)
-            self._reports.fail(held, reason, category, detail, retry_after_ms, final)
-
-    def unfit(self, held: Held, error: InvalidArgument, category: str) -> None:
-        if held.stage == ENDED or held.why == "lost":
-            self._drop(held)
-        else:
-            self._reports.fail(held, str(error), category, final=True)
-
-    def unknown(self, held: Held) -> None:
-        log.info("%s: this worker does not know version %d of the task", held, held.job.version)
-        self._reports.give_back(held, "unknown_task")
-
-    def stopped(self, held: Held) -> None:
-        """A handler has ended because it was stopped, or has not started because of that."""
-        if held.stage == ENDED or held.why == "lost":
-            self._drop(held)
-        elif held.why == "cancel":
-            self._reports.cancel(held)
-        elif held.why == "timeout":
-            self._fail_timeout(held)
-        elif held.why == "stop" and held.stage == WAITING:
-            self._return(held)
-        else:
-            self._reports.give_back(held, "hand_back")
-
-    def _drop(self, held: Held) -> None:
-        """No report: the lease is lost, or the report is on its way already."""
-        if held.why == "lost":
-            held.stage = ENDED
-            self._held.pop(held.job.lease_id, None)
-        self._slots.wake()
-
-    # ---- stopping handlers
-
-    def _stop_handler(self, held: Held, why: Why) -> None:
-        if held.why is None or why == "lost":
-            held.why = why
-        if held.ctx is not None:
-            held.ctx.cancelled = True
-        if held.stage == WAITING:
-            if self._runners.drop(held):
-                self.stopped(held)
-        elif held.runner is not None:
-            held.runner.cancel()
-        elif held.kill is not None:
-            held.kill()
-
-    def _timed_out(self, held: Held) -> None:
-        if held.stage != RUNNING or held.why is not None:
-            return
-        self._stop_handler(held, "timeout")
-        if held.runner is None and held.kill is None:
-            # A thread cannot be stopped. It stays busy until it returns; the attempt is over now.
-            self._fail_timeout(held)
-
-    def _fail_timeout(self, held: Held) -> None:
-        self._reports.fail(held, "the attempt ran out of time", "timeout")
-
-    def _cancel(self, held: Held) -> None:
-        if held.stage != ENDED and held.why is None:
-            self._stop_handler(held, "cancel")
-
-    def _cancel_from_thread(self, held: Held) -> None:
-        self._from_thread(self._cancel, held)
-
-    def _lose(self, held: Held, why: str) -> None:
-        if held.stage == ENDED or self._held.get(held.job.lease_id) is not held:
-            return
-        log.warning("the lease of %s is lost: %s", held, why)
-        del self._held[held.job.lease_id]
-        self._stop_handler(held, "lost")
-
-    def _lose_from_thread(self, held: Held, why: str) -> None:
-        # At once, so that a handler which ends before the loop gets to it reports nothing.
-        held.why = "lost"
-        self._from_thread(self._lose, held, why)
-
-    def _from_thread(self, call: Callable[..., None], *args: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: so is the worker
-            self._loop.call_soon_threadsafe(call, *args)

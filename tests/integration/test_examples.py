@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+import ffsdk as ff
 from ffbackend_valkey.stores import connect
 from ffcore.backend import StoreConfig
-from tests.integration.proxy import own_server
+from tests.integration.proxy import own_server, until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -29,10 +33,18 @@ def server() -> Iterator[str]:
         yield f"valkey://127.0.0.1:{server.port}"
 
 
+@pytest.fixture(scope="module")
+def ring(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The secrets of that server: one file, for every program of every test."""
+    return str(tmp_path_factory.mktemp("secrets") / "ring")
+
+
 @pytest.fixture
-async def url(server: str, env: dict[str, str]) -> str:
+async def url(server: str, ring: str, env: dict[str, str]) -> str:
     await (await connect(server, init=StoreConfig(fp=4))).close()
-    env["FF_URL"] = server
+    env |= {"FF_URL": server, "FF_SECRET_FILE": ring}
+    if not Path(ring).exists():
+        run(env, "cli.main", "secret", "seed")
     return server
 
 
@@ -79,3 +91,80 @@ async def test_the_higher_priority_goes_first(env: dict[str, str]) -> None:
 async def test_the_tests_of_a_users_own_code_pass(env: dict[str, str]) -> None:
     out = run(env, "pytest", "-q", "-p", "no:cacheprovider", "-rP", "examples/test_invoices.py")
     assert "3 passed" in out and "crash points tried: before and after each of" in out
+
+
+@contextmanager
+def program(env: dict[str, str], *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A program that runs beside the test; killed at the end, if it has not been before."""
+    own = subprocess.Popen([sys.executable, "-m", *words], env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        yield own
+    finally:
+        own.kill()
+        own.wait(10)
+        assert own.stdout is not None
+        own.stdout.close()
+
+
+async def test_an_order_is_placed_when_a_second_process_approves_it(
+    url: str, env: dict[str, str], tmp_path: Path
+) -> None:
+    env |= {"MAIL_DIR": str(tmp_path)}
+    with program(env, "examples.approval", "work"):
+        assert run(env, "examples.approval", "order", "80", "900") == "order 80: placed\n"
+        with program(env, "examples.approval", "order", "81", "42000") as order:
+            mail = tmp_path / "81"
+            await until(mail.exists)
+            assert run(env, "examples.approval", "approve", str(mail)) == "resume_condition_satisfied\n"
+            assert order.communicate(timeout=30)[0] == "order 81: placed, approved by dana\n"
+            # The click again, after the job has ended: the same answer.
+            assert run(env, "examples.approval", "approve", str(mail)) == "resume_condition_satisfied\n"
+
+
+async def test_an_approval_that_nobody_gives_has_a_deadline(url: str, env: dict[str, str], tmp_path: Path) -> None:
+    env |= {"MAIL_DIR": str(tmp_path), "APPROVAL_S": "0.3"}
+    with program(env, "examples.approval", "work"):
+        assert "nobody answered in time" in run(env, "examples.approval", "order", "82", "42000")
+
+
+async def test_two_of_three_decide(url: str, env: dict[str, str]) -> None:
+    assert run(env, "examples.committee").splitlines() == [
+        "ada: appended_to_waitpoint", "ada: appended_to_waitpoint", "waits: suspended",
+        "edsger: resume_condition_satisfied", "ada: yes", "edsger: if it is simple",
+    ]  # fmt: skip
+
+
+async def test_a_provider_posts_twice_and_the_payment_settles_once(url: str, env: dict[str, str]) -> None:
+    out = run(env, "examples.callback").splitlines()
+    assert sorted(out) == ["81 settled as ref-81", "provider: 204", "provider: 204"]
+
+
+async def test_an_agent_goes_on_where_its_killed_worker_was(url: str, env: dict[str, str], tmp_path: Path) -> None:
+    env |= {"AGENT_LOG": str(tmp_path / "bill"), "AGENT_PACE_S": "0.2"}
+    with program(env, "examples.agent", "work") as first, program(env, "examples.agent", "ask", "the box") as asking:
+        assert asking.stdout is not None
+        assert asking.stdout.readline().startswith("round {'round': 0")
+        first.kill()
+        with program(env, "examples.agent", "work"):
+            rest = asking.communicate(timeout=60)[0].splitlines()
+    assert any(line.startswith("superseded") for line in rest), "readers learn that another attempt took over"
+    assert rest[-1] == "4 rounds {'rounds': 4}"
+    billed = Counter((tmp_path / "bill").read_text().splitlines())
+    # What was under way when the worker was killed may run again, under the same effect key; what was recorded never.
+    assert len(billed) == 4 and billed.total() <= 5, billed
+
+
+async def test_a_sleep_outlasts_its_worker(url: str, env: dict[str, str]) -> None:
+    with program(env, "examples.reminder", "remind", "dana", "7") as asking:
+        assert asking.stdout is not None
+        with program(env, "examples.reminder", "work") as first:
+            execution_id = asking.stdout.readline().strip()
+            async with ff.Client(url) as client:
+                job = client.job(execution_id)
+
+                async with asyncio.timeout(20):
+                    while (await job.status()).state != "suspended":
+                        await asyncio.sleep(0.02)
+            first.kill()
+        with program(env, "examples.reminder", "work"):
+            assert asking.communicate(timeout=60)[0] == "dana: your trial ends\n"

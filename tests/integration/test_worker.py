@@ -326,7 +326,32 @@ async def test_an_unknown_task_waits_for_a_worker_that_knows_it_and_counts_nothi
             assert await job.result(timeout=10) == 0
 
 
-async def test_another_version_of_a_task_is_unknown_too(app: ff.App, lane: str, url: str) -> None:
+async def test_a_job_that_another_version_has_begun_is_unknown_too(app: ff.App, lane: str, url: str) -> None:
+    newer, began = ff.App(url, namespace=app.namespace), asyncio.Event()
+
+    @app.task(lane=lane, name="versioned")
+    async def one(order: Order) -> str:
+        return "one"
+
+    @newer.task(lane=lane, name="versioned", version=2, retry=ff.Retry(max_attempts=2, backoff=0.2, jitter=False))
+    async def two(order: Order, ctx: ff.Context) -> str:
+        if ctx.attempt == 0:
+            began.set()
+            raise ConnectionError
+        return "two"
+
+    async with newer.client() as client:
+        job = await client.submit(two, Order(1))
+        async with working(newer):
+            await began.wait()
+        async with working(app):
+            while (await job.status()).blocking_reason != "waiting_for_capable_worker":
+                await asyncio.sleep(0.005)
+        async with working(newer):
+            assert await job.result(timeout=10) == "two"
+
+
+async def test_a_payload_that_only_the_newer_version_reads_is_left_to_that(app: ff.App, lane: str, url: str) -> None:
     newer = ff.App(url, namespace=app.namespace)
 
     @app.task(lane=lane, name="versioned")
@@ -334,11 +359,11 @@ async def test_another_version_of_a_task_is_unknown_too(app: ff.App, lane: str, 
         return "one"
 
     @newer.task(lane=lane, name="versioned", version=2)
-    async def two(order: Order) -> str:
+    async def two(numbers: list[int]) -> str:
         return "two"
 
     async with newer.client() as client:
-        job = await client.submit(two, Order(1))
+        job = await client.submit(two, [1])
         async with working(app):
             while (await job.status()).blocking_reason != "waiting_for_capable_worker":
                 await asyncio.sleep(0.005)

@@ -63,6 +63,18 @@ def use_state(_: int, ctx: ff.Context) -> str:
     return str(ctx.state)
 
 
+@app.task(lane="processes", isolation="process", retry=ff.Retry(max_attempts=1))
+async def step_apart(number: int, ctx: ff.Context) -> int:
+    return await ctx.step("one", asyncio.sleep, 0, number)
+
+
+@app.task(lane="processes", isolation="process")
+def count_down(left: int) -> int:
+    if left:
+        raise ff.ContinueAs(left - 1)
+    return left
+
+
 @app.task(lane="processes", isolation="process")
 def fail_badly(reason: str) -> None:
     raise ff.Fatal(reason)

@@ -37,7 +37,7 @@ def test_importing_the_package_imports_no_backend_and_no_client() -> None:
     assert heavy == []
 
 
-ASYNC_ONLY = {"open", "backend", "waiters", "pace", "lane_names", "namespace"}
+ASYNC_ONLY = {"open", "backend", "waiters", "tails", "pace", "lane_names", "namespace"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,126 @@
+"""`ctx.sync`: the durable calls of a context for `def` handlers, which run in a thread and cannot await.
+
+The rule: a step's function runs in the handler's own thread, with whatever the handler has opened there; everything
+else is done in the worker's loop, and the handler waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+from ffcore.errors import InvalidArgument
+from ffsdk.durable import inside
+from ffsdk.times import Duration
+
+if TYPE_CHECKING:
+    from ffsdk.context import Context
+    from ffsdk.gates import Gate
+    from ffsdk.signals import Signal
+    from ffsdk.steps import Begun
+
+R = TypeVar("R")
+OnTimeout = Literal["fail", "cancel", "expire", "resume", "escalate"]
+
+
+class Blocking:
+    """The twin of `Context`: the same calls, names and meanings."""
+
+    __slots__ = ("_ctx",)
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+
+    def run(self, work: Coroutine[Any, Any, R]) -> R:
+        """Run a call of the context in the worker's loop and wait for it: ``ctx.sync.run(gate.wait(timeout=60))``."""
+        loop = self._ctx.durable.host.loop
+        try:
+            running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is not None:
+            work.close()
+            raise InvalidArgument("ctx.sync blocks, and an event loop runs here: await the same call of ctx instead")
+        return asyncio.run_coroutine_threadsafe(work, loop).result()
+
+    @overload
+    def step(
+        self, name: str, fn: Callable[..., Coroutine[Any, Any, R]], /, *args: Any, at_most_once: bool = ...,
+        digest: Any = ..., **kwargs: Any,
+    ) -> R: ...  # fmt: skip
+    @overload
+    def step(
+        self, name: str, fn: Callable[..., R], /, *args: Any, at_most_once: bool = ..., digest: Any = ...,
+        **kwargs: Any,
+    ) -> R: ...  # fmt: skip
+
+    def step(
+        self, name: str, fn: Any, /, *args: Any, at_most_once: bool = False, digest: Any = None, **kwargs: Any
+    ) -> Any:
+        """As `ctx.step`. A `def` function runs here, in the handler's thread; an async one in the worker's loop."""
+        from ffsdk import steps
+
+        ctx = self._ctx
+        if inspect.iscoroutinefunction(fn):
+            return self.run(steps.step(ctx, name, fn, args, kwargs, at_most_once, digest))
+        flight = ctx.durable.in_flight(name)
+
+        async def begin() -> tuple[Begun | None, Any]:
+            flight.__enter__()
+            return await steps.begin(ctx, name, fn, args, kwargs, at_most_once, digest)
+
+        try:
+            begun, recorded = self.run(begin())
+            if begun is None:
+                return recorded
+            token = inside.set(begun.info)
+            try:
+                value = begun.plan.fn(*args, **kwargs)
+            except Exception as failed:
+                begun.info.over = True
+                self.run(begun.failed(failed))
+                raise
+            finally:
+                begun.info.over = True
+                inside.reset(token)
+            return self.run(begun.succeeded(value))
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: so is the worker
+                ctx.durable.host.loop.call_soon_threadsafe(flight.__exit__, None, None, None)
+
+    def sleep(self, duration: Duration) -> None:
+        """As `ctx.sleep`."""
+        from ffsdk import steps
+
+        self.run(steps.sleep(self._ctx, duration))
+
+    def gate(self, name: str, type: Any = Any, names: str | Iterable[str] | None = None) -> Gate[Any]:
+        """As `ctx.gate`. Wait at it with `ctx.sync.wait(gate)`, or ``ctx.sync.run(gate.wait(...))`` for its value."""
+        from ffsdk import gates
+
+        return self.run(gates.open_gate(self._ctx, name, type, names))
+
+    def wait(self, *conditions: Any, timeout: Duration | None = None, on_timeout: OnTimeout = "fail") -> list[Signal]:
+        """As `ctx.wait`."""
+        from ffsdk import gates
+
+        return self.run(gates.wait(self._ctx, conditions, timeout, on_timeout))
+
+    def emit(self, value: Any, type: str = "token", mode: Literal["append", "best_effort"] = "append") -> None:
+        """As `ctx.emit`."""
+        from ffsdk import streams
+
+        self.run(streams.emit(self._ctx, value, type, mode))
+
+    def summary(self, patch: Mapping[str, Any]) -> Any:
+        """As `ctx.summary`."""
+        from ffsdk import streams
+
+        return self.run(streams.summary(self._ctx, patch))
+
+    def progress(self, pct: int, message: str = "") -> None:
+        """As `ctx.progress`."""
+        self._ctx.progress(pct, message)

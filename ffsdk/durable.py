@@ -1,0 +1,326 @@
+"""What the durable calls of one running handler have in common: its journal, its lease, and how it is suspended.
+
+The rule: what is recorded is answered from the record, and what is not is done under the lease or not at all. Once the
+job is suspended the handler is only unwound: every further call of its context raises `Suspended` again.
+
+All of it belongs to the event loop's thread. Made when a handler first uses it, so that plain handlers pay nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+
+from ffcore.args import Args
+from ffcore.contracts.journal import ReadJournalArgs, RecordStepArgs, StepFrame, StepReplayed
+from ffcore.errors import EngineError, InvalidArgument, NotFound, StaleLease, Suspended, Terminal
+from ffcore.steps import JournalEntry, entries_of
+from ffsdk.errors import StepConflict
+from ffsdk.held import ENDED
+from ffsdk.journal import Journal
+from ffsdk.slots import call_until_answered
+
+if TYPE_CHECKING:
+    from ffcore.contracts.lease import LeaseFence
+    from ffsdk.context import Context
+    from ffsdk.held import Held
+    from ffsdk.host import Host
+
+log = logging.getLogger("flowfabric.worker")
+R = TypeVar("R")
+
+QUIET_TURNS: Final = 3
+"""Turns of the loop after the last call has ended before a handler counts as quiet: what it was awaited by gets its
+turn, and may make the next call."""
+RIDE_S: Final = 0.5
+"""Progress told within a step waits so long for the step's record, which takes it along."""
+SHOWN_N: Final = 5
+
+inside: contextvars.ContextVar[Any] = contextvars.ContextVar("ff_step", default=None)
+"""The step whose function runs (`ffsdk.steps.StepInfo`)."""
+
+
+class Durable:
+    """One per running handler.
+
+    host           the worker: its backend, its clock, its threads
+    execution_id   the job
+    version        of the task that runs
+    run            the run the journal began in; keys of effects follow from it
+    gone           True once the job is suspended
+    frames         frames that travel with the next step's record
+    alarms         when the sleeps of this handler end, by the store's clock
+    """
+
+    def __init__(self, host: Host, ctx: Context, held: Held) -> None:
+        self.host, self.ctx, self.held = host, ctx, held
+        self.execution_id, self.version = ctx.execution_id, ctx.task.version
+        job = self.held.job
+        head = job.journal
+        self.run = int(head.began.partition(" ")[0]) if head is not None else job.run
+        self.journal = Journal(entries_of(head.entries)) if head is not None else Journal()
+        self._missing = head.total - len(head.entries) if head is not None else 0
+        self._loading: asyncio.Task[None] | None = None
+        self._suspending: asyncio.Future[None] | None = None
+        self._flying_n = 0
+        self._landed: asyncio.Future[None] | None = None
+        self._progress: tuple[int, str] | None = None
+        self._flush: asyncio.TimerHandle | None = None
+        self.frames: list[StepFrame] = []
+        self.alarms: list[int] = []
+        self.gone = False
+        self._over = False
+
+    @property
+    def fence(self) -> LeaseFence:
+        return self.held.lease
+
+    @property
+    def fence_text(self) -> str:
+        """The fence as calls of many rows carry it."""
+        return self.held.fence
+
+    @property
+    def now_ms(self) -> int:
+        """The store's clock, as far as this worker knows it: ahead by a round trip at most."""
+        return int(self.host.clock() * 1000 + self.held.clock_ms)
+
+    def in_loop(self, call: str) -> None:
+        """Refuse a call that would have to be awaited where nobody can."""
+        try:
+            running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is not self.host.loop:
+            raise InvalidArgument(
+                f"ctx.{call} is awaited, and this handler runs in a thread: use ctx.sync.{call}, or make it async def"
+            )
+
+    # ---- what is recorded
+
+    def check(self) -> None:
+        """Raise what a call of this context has to hear: Suspended, StaleLease, or that it stands within a step."""
+        if self.gone:
+            raise Suspended("the job is suspended; the handler runs again when it goes on")
+        held = self.held
+        if held.why == "lost" or held.stage == ENDED or self._over:
+            raise StaleLease(
+                "the handler has ended" if self._over else "the job is no longer this handler's: report nothing",
+                code="stale_lease",
+            )
+        step = inside.get()
+        if step is not None and step.durable is self and not step.over:
+            raise InvalidArgument(
+                f"this is called within the step {step.name!r}: a step is recorded as one, so nothing in it can be "
+                "found again on its own; call it beside the step",
+                code="within_step",
+            )
+
+    @contextlib.contextmanager
+    def in_flight(self, name: str) -> Generator[None]:
+        """A call under way, from before it is claimed to after it is recorded: no suspension interrupts it."""
+        self._flying_n += 1
+        self.journal.begin(name)
+        try:
+            yield
+        finally:
+            self.journal.end(name)
+            self._flying_n -= 1
+            if self._landed is not None and not self._flying_n:
+                self._landed.set_result(None)
+                self._landed = None
+
+    async def claim(self, kind: str, name: str, digest: str) -> tuple[str, JournalEntry | None]:
+        """The key of a call, and the entry that answers it if there is one. Calls are counted in the order in which
+        they get here. An entry is not always the end of it: see its status.
+
+        Raises StepConflict where earlier runs recorded this name with other arguments alone, and nothing under way
+        could still ask for these.
+        """
+        self.check()
+        key = self.journal.key(name, digest)
+        if self._missing or self._suspending is not None:
+            await self.ready()
+        entry = self.journal.claim(name, key)
+        if entry is None and self.journal.stands_against(name):
+            # Others of the same gather have not been counted yet: they get one turn to ask for what is recorded.
+            await asyncio.sleep(0)
+            against = self.journal.stands_against(name)
+            if against and not self.journal.others_fly(name):
+                raise StepConflict.of(name, key, against)
+        elif entry is not None and entry.kind != kind:
+            raise StepConflict.of(name, key, [entry], kind=kind)
+        return key, entry
+
+    async def ready(self) -> None:
+        """Wait until the journal has been read, and no suspension is under way."""
+        if self._missing:
+            if self._loading is None:
+                self._loading = asyncio.ensure_future(self._read_on())
+            await asyncio.shield(self._loading)
+        while self._suspending is not None:
+            await asyncio.shield(self._suspending)
+        self.check()
+
+    async def _read_on(self) -> None:
+        """Read what the claim's answer had no room for."""
+        try:
+            while self._missing > 0:
+                args = ReadJournalArgs(execution_id=self.held.job.execution_id, from_seq=self.journal.read_n + 1)
+                page = await call_until_answered(self.host.backend, args)
+                self.journal.add(entries_of(page.entries, self.journal.read_n + 1))
+                self._missing = page.total - self.journal.read_n if page.entries else 0
+        finally:
+            self._loading = None
+
+    async def record(
+        self, key: str, kind: str, name: str, status: str = "ok", value: bytes | None = None
+    ) -> JournalEntry | None:
+        """Record what a call came to, and renew the lease with it; progress and frames that wait travel along. Answers
+        the entry that stands already, if one does: then that is what the call came to.
+
+        Raises JournalFull; what `call` raises.
+        """
+        host, held = self.host, self.held
+        progress, frames = self._take_progress(), self.frames
+        if frames:
+            self.frames = []
+        sent = host.clock()
+        answer = await self.call(
+            RecordStepArgs(
+                execution_id=held.job.execution_id,
+                fence=held.fence,
+                step=key,
+                kind=kind,
+                name=name,
+                status=status,
+                value=value,
+                version=self.version,
+                lease_ttl_ms=host.lease_ms,
+                progress_pct=progress[0] if progress else None,
+                progress_message=(progress[1] or None) if progress else None,
+                frames=frames,
+            )
+        )
+        host.extend(held, answer.lease_expires_at, sent)
+        if answer.cancel_until:
+            host.cancel(held)
+        return JournalEntry.parse(answer.entry) if isinstance(answer, StepReplayed) else None
+
+    async def call(self, args: Args[R]) -> R:
+        """A call under this handler's lease, repeated until it is answered. A refusal that means the job is no longer
+        this handler's stops the handler, as a lost lease does, and is raised."""
+        try:
+            return await call_until_answered(self.host.backend, args)
+        except (StaleLease, Terminal) as lost:
+            self.host.lose(self.held, str(lost))
+            raise
+        except NotFound as lost:
+            if lost.code == "execution_not_found":
+                self.host.lose(self.held, str(lost))
+            raise
+
+    # ---- suspending
+
+    async def quiesce(self) -> None:
+        """Wait until no step of this handler is under way and none follows at once."""
+        quiet_n = 0
+        while quiet_n < QUIET_TURNS:
+            if self._flying_n:
+                quiet_n = 0
+                if self._landed is None:
+                    self._landed = self.host.loop.create_future()
+                await asyncio.shield(self._landed)
+            else:
+                quiet_n += 1
+                await asyncio.sleep(0)
+
+    async def suspend(self, args: Args[R] | Callable[[], Args[R]]) -> R:
+        """Send a call that gives the job up, once no step is under way; nothing of this handler begins meanwhile. Where
+        the store answers `suspended` this does not return, it raises Suspended; any other answer is returned and the
+        handler goes on under its lease. A function makes the call when it is sent. Not within `in_flight`."""
+        while True:
+            await self.quiesce()
+            if self._suspending is None:
+                break
+            await asyncio.shield(self._suspending)
+        self.check()
+        host, held = self.host, self.held
+        answered = self._suspending = host.loop.create_future()
+        # A renewal would be refused once the job is given up, and look like a lost lease.
+        held.renew_at = held.deadline
+        try:
+            answer = await self.call(args() if callable(args) else args)
+            if type(answer).__struct_config__.tag == "suspended":  # type: ignore[attr-defined]
+                self.suspended()
+            return answer
+        finally:
+            self._suspending = None
+            if not self.gone:
+                held.renew_at = host.clock()
+                host.nudge()
+            answered.set_result(None)
+
+    def suspended(self) -> NoReturn:
+        """The store has suspended the job: free the slot, and unwind the handler."""
+        if not self.gone:
+            self.gone = True
+            self._take_progress()
+            self.host.leave(self.held)
+        raise Suspended("the job is suspended; the handler runs again when it goes on")
+
+    # ---- progress told within a step
+
+    @property
+    def within_step(self) -> bool:
+        step = inside.get()
+        return step is not None and step.durable is self and not step.over
+
+    def ride(self, pct: int, message: str) -> None:
+        """Let progress travel with the record of the step, or on its own if that is long in coming."""
+        self._progress = (pct, message)
+        if self._flush is None:
+            self._flush = self.host.loop.call_later(RIDE_S, self._tell_now)
+
+    def _take_progress(self) -> tuple[int, str] | None:
+        if self._flush is not None:
+            self._flush.cancel()
+            self._flush = None
+        told, self._progress = self._progress, None
+        return told
+
+    def _tell_now(self) -> None:
+        self._flush = None
+        told = self._take_progress()
+        if told is not None:
+            self.host.spawn(self._send(*told))
+
+    async def _send(self, pct: int, message: str) -> None:
+        try:
+            await self.host.send_progress(self.held, pct, message)
+        except EngineError as refused:
+            log.info("progress of %s was not taken: %s", self.held, refused)
+
+    # ---- the end
+
+    def ended(self, *, returned: bool) -> None:
+        """The handler has ended. Entries nobody asked for say that its code has changed, or that it decides by
+        something that is not recorded."""
+        self._over = True
+        told = self._take_progress()
+        if told is not None and not self.gone:
+            self.host.spawn(self._send(*told))
+        if not returned or self.gone or self._missing:
+            return
+        left = self.journal.unclaimed()
+        if left:
+            shown = ", ".join(f"{entry.kind} {entry.name!r}" for entry in left[:SHOWN_N])
+            log.warning(
+                "%s ended without asking for %d of its recorded steps: %s%s; its code has changed since, or it decides "
+                "by something that is not recorded (a clock, a random number, an order that varies)",
+                self.held, len(left), shown, ", ..." if len(left) > SHOWN_N else "",
+            )  # fmt: skip

@@ -1,0 +1,376 @@
+"""Steps: what a handler does once, however often it runs; and sleeps, which it begins once.
+
+A step's result goes to the journal as JSON. The handler gets it as it is read back, in the first run too, so that a
+handler cannot come to depend on something (an open file, a subclass, a tuple) that the next run would not give it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import inspect
+import types
+import typing
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+from ffcore import checks, ids, limits
+from ffcore.conditions import compile_sleep
+from ffcore.contracts.suspended import parse_wait
+from ffcore.contracts.suspension import SuspensionReasonCode, TimeoutBehavior, WaitArgs, WaitSatisfied
+from ffcore.errors import InvalidArgument, JournalFull
+from ffcore.ids import SuspensionId
+from ffcore.steps import JournalEntry, StepFailure, digest_of, digest_of_text, effect_key, pack_error
+from ffsdk import payload as payloads
+from ffsdk.durable import inside
+from ffsdk.errors import Fatal, StepConflict, StepInterrupted
+from ffsdk.isolation import shorten
+from ffsdk.task import Task
+from ffsdk.times import Duration, span_ms
+
+if TYPE_CHECKING:
+    from ffsdk.context import Context
+    from ffsdk.durable import Durable
+
+SLEEP: Final = "sleep"
+SUSPEND_MS: Final = 5_000
+"""A sleep this long gives up the slot: less is not worth the claim that follows."""
+REASON_BYTES: Final = 4 << 10
+"""What is kept of an error in the journal, which is read at each claim."""
+PLAIN: Final = (str, int, bool)
+"""Read back as they were, so that reading back can be left out."""
+
+
+class StepInfo:
+    """What the function of a step may know of it: `ff.step_info()`.
+
+    name         the step's
+    effect_key   32 hexadecimal digits to send along with its effect: the same in every try of this step, so that
+                 whoever receives it can tell a repeat. Another one after `ff.ContinueAs` and after a fresh replay
+    attempt      of the job, from 0
+    occurrence   how many steps of this name and these arguments came before it
+    """
+
+    __slots__ = ("durable", "key", "name", "over")
+
+    def __init__(self, durable: Durable, name: str, key: str) -> None:
+        self.name, self.durable, self.key, self.over = name, durable, key, False
+
+    @property
+    def effect_key(self) -> str:
+        return effect_key(self.durable.execution_id, self.durable.run, self.key)
+
+    @property
+    def attempt(self) -> int:
+        return self.durable.ctx.attempt
+
+    @property
+    def occurrence(self) -> int:
+        return int(self.key.rpartition(".")[2])
+
+    def __repr__(self) -> str:
+        return f"<step {self.name} {self.occurrence} attempt {self.attempt}>"
+
+
+def step_info() -> StepInfo:
+    """The step whose function runs. InvalidArgument outside of one."""
+    info: StepInfo | None = inside.get()
+    if info is None or info.over:
+        raise InvalidArgument("ff.step_info() is for the function of a step, and none runs here: see ctx.step")
+    return info
+
+
+# ---- how a function is called, and what it gives back ---------------------------------------------------
+
+
+class Plan:
+    """One function as a step: how to call it and how to read back what it returned."""
+
+    __slots__ = ("decoder", "fn", "is_async", "plain")
+
+    def __init__(self, fn: Callable[..., Any], wanted: Any, what: str) -> None:
+        self.fn = fn
+        self.is_async = inspect.iscoroutinefunction(routine_of(fn))
+        self.decoder = payloads.decoder(wanted, what)
+        self.plain: tuple[type, ...] = PLAIN if wanted is Any else (wanted,) if wanted in PLAIN else ()
+
+
+_plans: weakref.WeakKeyDictionary[Any, Plan] = weakref.WeakKeyDictionary()
+
+
+def plan_of(fn: Any, name: str, ctx: Context) -> Plan:
+    """The plan of a function, a method, a partial, anything callable, or a task."""
+    given = fn
+    if isinstance(fn, Task):
+        return _plan_of_task(given, name, ctx)
+    if not callable(fn):
+        raise InvalidArgument(
+            f"step {name!r}: {fn!r:.60} cannot be called; pass a function, and its arguments after it"
+        )
+    # A method is made anew at each access: what is remembered is remembered of its function.
+    kept = getattr(fn, "__func__", fn)
+    try:
+        plan = _plans.get(kept)
+    except TypeError:
+        plan = None
+    if plan is None:
+        plan = Plan(kept, result_hint(routine_of(fn)), f"the result of step {name}")
+        try:
+            _plans[kept] = plan
+        except TypeError:
+            pass  # neither hashed nor remembered
+    if kept is not fn:
+        bound = Plan.__new__(Plan)
+        bound.fn, bound.is_async, bound.decoder, bound.plain = fn, plan.is_async, plan.decoder, plan.plain
+        return bound
+    return plan
+
+
+def _plan_of_task(task: Task[Any, Any], name: str, ctx: Context) -> Plan:
+    if task.options.isolation == "process":
+        raise InvalidArgument(
+            f"step {name!r}: task {task.name} has isolation='process', and a step runs in the handler's process",
+            code="unsupported",
+        )
+
+    def call(*args: Any) -> Any:
+        return task.fn(*args, *((ctx,) if task.takes_ctx else ()))
+
+    plan = Plan(call, task.result_type, f"the result of task {task.name}")
+    plan.is_async = task.is_async
+    return plan
+
+
+def routine_of(fn: Any) -> Callable[..., Any]:
+    """The function behind a partial, a method or a callable object."""
+    while isinstance(fn, functools.partial):
+        fn = typing.cast("Any", fn).func
+    fn = getattr(fn, "__func__", fn)
+    return fn if inspect.isroutine(fn) or isinstance(fn, type) else type(fn).__call__
+
+
+def result_hint(call: Callable[..., Any]) -> Any:
+    """What a function says it returns; Any where it says nothing, or names what cannot be found."""
+    wanted = getattr(call, "__annotations__", {}).get("return", Any)
+    if isinstance(wanted, str):
+        closure: dict[str, Any] = {}
+        if isinstance(call, types.FunctionType):
+            with contextlib.suppress(ValueError):
+                closure = dict(inspect.getclosurevars(call).nonlocals)
+        bare = types.SimpleNamespace(__annotations__={"return": wanted})
+        known = getattr(call, "__globals__", {})
+        try:
+            wanted = typing.get_type_hints(bare, known, closure, include_extras=True)["return"]
+        except NameError:
+            return Any
+    if typing.get_origin(wanted) in (Awaitable, Coroutine):
+        return typing.get_args(wanted)[-1]
+    return wanted
+
+
+# ---- a step --------------------------------------------------------------------------------------------
+
+
+class Begun:
+    """A step that is to be run: between its claim and its record."""
+
+    __slots__ = ("at_most_once", "durable", "info", "key", "name", "plan", "tries")
+
+    def __init__(self, durable: Durable, name: str, key: str, plan: Plan, at_most_once: bool, tries: int) -> None:
+        self.durable, self.name, self.key, self.plan = durable, name, key, plan
+        self.at_most_once, self.tries = at_most_once, tries
+        self.info = StepInfo(durable, name, key)
+
+    async def succeeded(self, value: Any) -> Any:
+        """Record the result; answers it as it is read back."""
+        plan = self.plan
+        what = f"the result of step {self.name!r}"
+        raw = None if value is None else payloads.encode(value, what, limits.RESULT_BYTES)
+        # Read back before it is recorded: what does not fit is found in the first run, not in a later one.
+        if raw is not None and type(value) not in plan.plain:
+            value = payloads.decode(plan.decoder, raw, what)
+        standing = await self.durable.record(self.key, "step", self.name, "ok", raw)
+        return value if standing is None else result_of(standing, plan)
+
+    async def failed(self, error: Exception) -> None:
+        """Record a failure that is final, count one that is not. The error itself is the caller's to raise."""
+        said = str(error)
+        try:
+            if isinstance(error, Fatal):
+                failure = StepFailure(type(error).__name__, shorten(error.reason, REASON_BYTES), error.category)
+                await self.durable.record(self.key, "step", self.name, "fatal", failure.pack())
+            elif not self.at_most_once:
+                name = type(error).__name__
+                reason = shorten(f"{name}: {said}" if said else name, REASON_BYTES)
+                await self.durable.record(self.key, "step", self.name, "error", pack_error(self.tries + 1, reason))
+        except JournalFull as full:
+            error.add_note(f"it could not be recorded: {full}")
+
+
+async def step(
+    ctx: Context, name: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], at_most_once: bool, digest: Any
+) -> Any:
+    """See `ffsdk.context.Context.step`."""
+    durable = ctx.durable
+    with durable.in_flight(name):
+        begun, value = await begin(ctx, name, fn, args, kwargs, at_most_once, digest)
+        if begun is None:
+            return value
+        return await _finish(begun, args, kwargs)
+
+
+async def begin(
+    ctx: Context, name: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], at_most_once: bool, digest: Any
+) -> tuple[Begun | None, Any]:
+    """The step to run, or None and what it came to in an earlier run. Within `in_flight`."""
+    check_name(name)
+    plan = plan_of(fn, name, ctx)
+    known_by = digest_of(args, kwargs) if digest is None else digest_by(digest)
+    durable = ctx.durable
+    key, entry = await durable.claim("step", name, known_by)
+    tries = 0
+    if entry is not None:
+        if entry.final:
+            return None, result_of(entry, plan)
+        if entry.status == "intent":
+            raise StepInterrupted(name)
+        tries = entry.tries
+    begun = Begun(durable, name, key, plan, at_most_once, tries)
+    if at_most_once:
+        standing = await durable.record(key, "step", name, "intent")
+        if standing is not None:
+            if standing.final:
+                return None, result_of(standing, plan)
+            raise StepInterrupted(name)
+    return begun, None
+
+
+async def _finish(begun: Begun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run the function and record what it came to."""
+    info, plan = begun.info, begun.plan
+    stopped: asyncio.CancelledError | None = None
+    token = inside.set(info)
+    try:
+        if plan.is_async:
+            value = await plan.fn(*args, **kwargs)
+        else:
+            call = functools.partial(contextvars.copy_context().run, plan.fn, *args, **kwargs)
+            value, stopped = await _to_its_end(begun.durable.host.in_thread(call))
+            if inspect.isawaitable(value):
+                value = await value
+    except Exception as failed:
+        info.over = True
+        await begun.failed(failed)
+        raise
+    finally:
+        info.over = True
+        inside.reset(token)
+    value = await begun.succeeded(value)
+    if stopped is not None:
+        raise stopped
+    return value
+
+
+async def _to_its_end(thread: asyncio.Future[Any]) -> tuple[Any, asyncio.CancelledError | None]:
+    """What a thread came to. It cannot be stopped, so a cancel waits for it: what it did is recorded before."""
+    stopped: asyncio.CancelledError | None = None
+    while not thread.done():
+        try:
+            await asyncio.wait((thread,))
+        except asyncio.CancelledError as cancel:
+            stopped = cancel
+    if stopped is not None and thread.exception() is not None:
+        raise stopped
+    return thread.result(), stopped
+
+
+def result_of(entry: JournalEntry, plan: Plan) -> Any:
+    """What a recorded step came to: its result, or the failure that is raised again."""
+    if entry.status == "fatal":
+        failure = entry.failure
+        raise Fatal(failure.message, category=failure.category)
+    if not entry.value:
+        return None
+    try:
+        return payloads.decode(plan.decoder, entry.value, f"the recorded result of step {entry.name!r}")
+    except InvalidArgument as unfit:
+        raise StepConflict(
+            f"{unfit}; it was recorded by attempt {entry.attempt}: {entry.value[:200].decode(errors='replace')}. Let "
+            "the function return what can be read, or replay the job fresh",
+            name=entry.name,
+        ) from unfit
+
+
+def check_name(name: str, what: str = "step") -> None:
+    """A name as the journal keeps it."""
+    if not isinstance(name, str) or not name or not name.isprintable() or len(name.encode()) > limits.NAME_BYTES:
+        raise InvalidArgument(
+            f"the name of a {what} is {checks.shown(name, 60)}: use printable text of 1 to {limits.NAME_BYTES} bytes, "
+            "the same in every run"
+        )
+
+
+def digest_by(given: Any) -> str:
+    """The digest a caller names: a text, or anything that encodes."""
+    return digest_of_text(given) if isinstance(given, str) else digest_of((given,), {})
+
+
+# ---- sleep ---------------------------------------------------------------------------------------------
+
+_NO_ARGUMENTS: Final = digest_of_text("")
+"""A sleep is known by its place alone: how long it is to be may follow from the time of day."""
+_NOTHING: Final = compile_sleep()
+
+
+async def sleep(ctx: Context, duration: Duration) -> None:
+    """See `ffsdk.context.Context.sleep`. When it ends is recorded as it begins, so that whatever happens meanwhile, and
+    however often the handler runs, it ends then; or when an operator resumes the job."""
+    asked_ms = span_ms(duration, "sleep")
+    durable = ctx.durable
+    with durable.in_flight(SLEEP):
+        key, entry = await durable.claim("sleep", SLEEP, _NO_ARGUMENTS)
+        until_ms = durable.now_ms + asked_ms
+        if entry is None:
+            entry = await durable.record(key, "sleep", SLEEP, "ok", b"%d" % until_ms)
+        if entry is not None:
+            until_ms = int(entry.value)
+        # Each time it was suspended there is an entry, behind its own: what ended that.
+        times_n, cut_short = 0, False
+        while (waited := durable.journal.claim(SLEEP, f"{key}.{times_n + 1}")) is not None:
+            times_n += 1
+            cut_short = cut_short or parse_wait(waited.value).why == "operator"
+    if cut_short:
+        return
+    durable.alarms.append(until_ms)
+    try:
+        while until_ms - durable.now_ms >= SUSPEND_MS:
+            times_n += 1
+            again = functools.partial(_until_the_first, durable, f"{key}.{times_n}")
+            answer = await durable.suspend(again)
+            if isinstance(answer, WaitSatisfied) and parse_wait(answer.value).why == "operator":
+                return
+    finally:
+        durable.alarms.remove(until_ms)
+    with durable.in_flight(SLEEP):
+        left_ms = until_ms - durable.now_ms
+        if left_ms > 0:
+            await asyncio.sleep(left_ms / 1000)
+
+
+def _until_the_first(durable: Durable, key: str) -> WaitArgs:
+    """Suspend until the first sleep of this handler ends: several may sleep at a time."""
+    return WaitArgs(
+        execution_id=durable.held.job.execution_id,
+        fence=durable.fence,
+        suspension_id=SuspensionId(ids.uuid7()),
+        step=key,
+        step_name=SLEEP,
+        version=durable.version,
+        condition=_NOTHING,
+        timeout_ms=max(0, min(durable.alarms) - durable.now_ms),
+        timeout_behavior=TimeoutBehavior.AUTO_RESUME_WITH_TIMEOUT_SIGNAL,
+        reason_code=SuspensionReasonCode.STEP_BOUNDARY,
+    )
