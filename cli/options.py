@@ -1,7 +1,8 @@
 """The options every verb takes, before and after it, and the click classes that carry them.
 
 The rule: a command reads `Settings` and nothing else of the surroundings; this module is where the CLI looks
-at the environment (FF_URL, FF_PASSWORD_FILE, NO_COLOR), and no text it makes holds a password.
+at the environment (FF_URL, FF_PASSWORD_FILE, FF_SECRET_FILE, FF_SECRET, FF_TOKEN, NO_COLOR), and no text it makes
+holds a password or a secret.
 """
 
 from __future__ import annotations
@@ -33,6 +34,14 @@ class Settings:
         url = self.url or os.environ.get("FF_URL")
         name = os.environ.get("FF_PASSWORD_FILE")
         return with_password(url, name) if url and name else url
+
+    def token(self) -> str:
+        """A gate's token from FF_TOKEN; empty: none."""
+        return os.environ.get("FF_TOKEN", "")
+
+    def secrets(self) -> tuple[str | None, str | None]:
+        """FF_SECRET_FILE and FF_SECRET: where programs that mint tokens get their secrets, if not from the store."""
+        return os.environ.get("FF_SECRET_FILE") or None, os.environ.get("FF_SECRET") or None
 
     def out(self) -> Out:
         """Where results go: tables for people on a terminal, plain columns for a pipe, lines of JSON if asked."""

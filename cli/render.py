@@ -53,6 +53,11 @@ def instant(ms: int | str | None) -> str | None:
     return datetime.fromtimestamp(value / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def moment(at: datetime | None) -> str | None:
+    """The same of a datetime."""
+    return None if at is None else instant(round(at.timestamp() * 1000))
+
+
 def ago(now_ms: int) -> Callable[[str | None], str]:
     """How to show an instant to a person: `12s ago`, `in 3m`."""
 

@@ -10,14 +10,17 @@ import click
 from ffsdk.listing import public_state
 
 from ..options import Group, Settings, pass_settings
-from ..render import Column, Record, ago, instant, plain
+from ..render import Column, Record, ago, instant, moment, plain
 from ..store import client_of, executions, opened, run, transitions
 from ..store import execution_id as checked
 from . import bulk
+from .signal import waitpoint_record
+from .tail import tail
 
 if TYPE_CHECKING:
     from ffcore.contracts.reads import HistoryEntry, ListedExecution, StoredExecution
     from ffsdk.job import Job
+    from ffsdk.views import Step
 
 STATES = (
     "waiting",
@@ -33,15 +36,21 @@ STATES = (
     "skipped",
 )
 """Public states that a listing can ask for."""
+SHOWN_TABLES = {
+    "steps": ("seq", "kind", "name", "status", "at", "attempt", "tries", "reason", "recovery"),
+    "waitpoints": ("gate", "state", "names", "created_at", "activated_at", "expires_at", "kid", "fingerprint"),
+    "closed_attempts": ("attempt", "worker", "started_at", "ended_at", "ended", "category"),
+}
+"""Lists in the record of one job, and the columns people see of them."""
 HISTORY_FIELDS = ("execution", "from", "to", "epoch", "attempt", "lane_number", "lease_id", "reason")
 
 
 @click.group(cls=Group)
 def job() -> None:
-    """List, show, cancel, replay and explain jobs."""
+    """List, show, cancel, pause, resume, replay and explain jobs."""
 
 
-for command in (bulk.cancel_many, bulk.replay_many, bulk.purge_many):
+for command in (bulk.cancel_many, bulk.replay_many, bulk.purge_many, tail):
     job.add_command(command)
 
 
@@ -95,6 +104,8 @@ def shown(stored: StoredExecution) -> dict[str, Any]:
         "started_at": instant(f.get("started_at")),
         "ended_at": instant(f.get("ended_at")),
         "cancel_requested": "cancel_until" in f,
+        "suspended_until": instant(f.get("suspend_until")),
+        "paused": "paused" in f,
         "progress": views.number(stored, "progress") if "progress" in f else None,
         "progress_message": stored.texts.get("progress"),
         "failure_reason": stored.texts.get("reason"),
@@ -102,6 +113,21 @@ def shown(stored: StoredExecution) -> dict[str, Any]:
         "cancel_reason": stored.texts.get("cancel_reason"),
         "tags": stored.tags,
         "closed_attempts": [attempt_record(text) for text in stored.attempts],
+    }
+
+
+def step_record(step: Step) -> dict[str, Any]:
+    """One entry of the journal; a gate and a wait are entries too."""
+    return {
+        "seq": step.seq,
+        "name": step.name,
+        "kind": step.kind,
+        "status": step.status,
+        "at": moment(step.at),
+        "attempt": step.attempt,
+        "tries": step.tries,
+        "reason": step.reason or None,
+        "recovery": step.recovery,
     }
 
 
@@ -192,27 +218,35 @@ def list_(
 
 @job.command()
 @click.argument("execution_id", metavar="ID")
+@click.option("--steps", "steps_n", type=click.IntRange(1, 10_000), default=1_000, show_default=True, help="At most.")
 @pass_settings
-def show(settings: Settings, execution_id: str) -> None:
-    """Show everything about a job except its payload and result."""
+def show(settings: Settings, execution_id: str, steps_n: int) -> None:
+    """Show everything about a job except its payload, its result, and what its steps returned."""
     from ffcore.contracts.reads import ReadExecutionArgs
     from ffsdk.explain import name_hold
+    from ffsdk.recorded import recovery_of, steps_of, waitpoints_of
 
-    async def read() -> StoredExecution:
+    async def read() -> dict[str, Any]:
         async with opened(settings) as backend:
             asked = ReadExecutionArgs(execution_id=checked(execution_id, backend), parts="attempts")
-            return await name_hold(backend, await backend.call(asked))
+            stored = await name_hold(backend, await backend.call(asked))
+            return {
+                **shown(stored),
+                "recovery": await recovery_of(backend, stored),
+                "steps": [step_record(step) for step in await steps_of(backend, stored, steps_n)],
+                "waitpoints": [waitpoint_record(execution_id, one) for one in await waitpoints_of(backend, stored)],
+            }
 
-    record = shown(run(read()))
+    record = run(read())
     out = settings.out()
     if out.json:
         return out.line(record)
-    attempts = record.pop("closed_attempts")
+    tables = {name: record.pop(name) for name in SHOWN_TABLES}
     out.record({name: value for name, value in record.items() if value not in (None, {}, "")}, "job")
-    if attempts:
-        out.say("")
-        columns = ("attempt", "worker", "started_at", "ended_at", "ended", "category")
-        out.rows(attempts, [Column(name, name.replace("_", " ")) for name in columns])
+    for name, rows in tables.items():
+        if rows:
+            out.say("")
+            out.rows(rows, [Column(key, key.replace("_", " ")) for key in SHOWN_TABLES[name]])
 
 
 @job.command()
@@ -359,6 +393,43 @@ def replay(settings: Settings, execution_id: str, mode: Any) -> None:
         return "replayed"
 
     _tell(settings, execution_id, run(change()), {"replayed": "waits to run again."})
+
+
+@job.command()
+@click.argument("execution_id", metavar="ID")
+@click.option("--reason", default="", help="Shown to whoever asks why it does not run.")
+@pass_settings
+def pause(settings: Settings, execution_id: str, reason: str) -> None:
+    """Let a job not run until it is resumed; one that runs is paused when its lease ends without an end."""
+
+    async def change() -> str:
+        async with client_of(settings) as client:
+            return await client.job(execution_id).pause(reason)
+
+    said = {
+        "paused": "is paused.",
+        "pause_pending": "is running: it is paused when its handler waits, fails or loses its lease.",
+        "already_paused": "was paused before.",
+    }
+    _tell(settings, execution_id, run(change()), said)
+
+
+@job.command()
+@click.argument("execution_id", metavar="ID")
+@click.option("--delay", type=click.FloatRange(min=0), default=0, metavar="SECONDS", help="Not before so much later.")
+@pass_settings
+def resume(settings: Settings, execution_id: str, delay: float) -> None:
+    """Let a job go on: ends a pause; without one, ends what it waits for, as an operator."""
+
+    async def change() -> str:
+        async with client_of(settings) as client:
+            return (await client.job(execution_id).resume(delay)).value
+
+    state = run(change())
+    out = settings.out()
+    if out.json:
+        return out.line({"execution_id": execution_id, "answer": "resumed", "state": state})
+    out.say(f"{execution_id} goes on; it is {state}.")
 
 
 def _tell(settings: Settings, execution_id: str, answer: str, said: dict[str, str]) -> None:

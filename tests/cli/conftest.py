@@ -93,8 +93,8 @@ def lane(key: str) -> str:
     return key.replace(":", "-")
 
 
-def work(url: str, *execution_ids: str) -> None:
-    """Run a worker of `app` until these have ended."""
+def work(url: str, *execution_ids: str, app: ffsdk.App = app) -> None:
+    """Run a worker of an app, unless told otherwise this module's, until these have ended."""
 
     async def until_ended() -> None:
         app.url = url
