@@ -27,7 +27,7 @@ demo: venv ## Watch jobs survive a killed worker, on an embedded Valkey
 	.venv/bin/ff demo $(ARGS)
 
 test: venv ## Run the tests (ARGS="-k lease" narrows them)
-	$(PY) -m pytest -q --ignore=tests/packaging --ignore=tests/chaos --ignore=tests/cluster $(ARGS)
+	$(PY) -m tests $(ARGS)
 
 # On a socket in a directory of its own, so that it disturbs no other server and none disturbs it.
 conformance-redis: venv ## Run the conformance suite on Debian's redis-server (REDIS_SERVER=path for another)
@@ -45,7 +45,7 @@ lint: venv ## Check style: ruff, the tidy test, and luacheck where it is install
 	.venv/bin/ruff check .
 	$(PY) -m pytest -q tests/test_tidy.py
 	@if command -v luacheck >/dev/null; then \
-	  luacheck --no-color -q --std lua51 --no-max-line-length --ignore 212 241 211/define --globals partition \
+	  luacheck --no-color -q --std lua51 --no-max-line-length --ignore 212 241 211/define 122/waitpoints --globals partition \
 	    --read-globals redis cjson bit define LIMITS LIBRARY $$(sed -nE 's/^local ([a-z_]+) = \{.*/\1/p' lua/shared/*.lua | grep -v '^partition$$') \
 	    -- lua; \
 	else echo "luacheck is not installed: the Lua was checked by tests/test_tidy.py only"; fi

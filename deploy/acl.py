@@ -22,8 +22,8 @@ from ffbackend_valkey.library import library  # noqa: E402
 from ffcore.args import Args  # noqa: E402
 
 READS = frozenset("""
-    exists get hexists hget hgetall hkeys hlen hmget hscan hstrlen info|memory lrange pttl scan strlen time type xlen
-    xrange xrevrange zcard zcount zmscore zrange zscan zscore
+    exists get hexists hget hgetall hkeys hlen hmget hscan hstrlen info|memory lrange pttl scan strlen time type xinfo
+    xlen xrange xrevrange zcard zcount zmscore zrange zscan zscore
 """.split())
 """Commands of lua/ that only read. A new one counts as one that writes until it stands here; a test asks a server."""
 
@@ -71,7 +71,8 @@ def roles() -> dict[str, list[str]]:
     theirs = [f"ffsdk/{name}.py" for name in modules if name not in (*WORKER, *NOBODY)]
     client = functions_called_by(*theirs, *shared)
     worker = sorted({*client, *functions_called_by(*(f"ffsdk/{n}.py" for n in WORKER), "ffengine/tick.py")})
-    ours, ours_to_read = ["~ff:*", "resetchannels", "&ff:*"], ["%R~ff:*", "resetchannels"]
+    # A reader hears the bells of streams, which say that there is more, and no others.
+    ours, ours_to_read = ["~ff:*", "resetchannels", "&ff:*"], ["%R~ff:*", "resetchannels", "&ff:*:s:*"]
 
     def allow(*words: str) -> list[str]:
         return ["-@all", *(f"+{word}" for word in dict.fromkeys(words))]
@@ -84,7 +85,7 @@ def roles() -> dict[str, list[str]]:
         "ff-engine": ours + allow(*HELLO, *BOOT, *CLUSTER, *LISTEN, "fcall_ro", "fcall", *every),
         "ff-worker": ours + allow(*HELLO, *BOOT, *CLUSTER, *LISTEN, *calls(worker), *every),
         "ff-client": ours + allow(*HELLO, *BOOT, *CLUSTER, *LISTEN, *calls(client), *every),
-        "ff-reader": ours_to_read + allow(*HELLO, *BOOT, "cluster|slots", "fcall_ro", *reads),
+        "ff-reader": ours_to_read + allow(*HELLO, *BOOT, "cluster|slots", *LISTEN, "fcall_ro", *reads),
         "ff-loader": ours + allow(*HELLO, *BOOT, *CLUSTER, *calls(["ff_init_partition"]), "function|load", *every),
     }
 

@@ -41,7 +41,7 @@ class Hook(BaseHTTPRequestHandler):
             self.send_response(403 if isinstance(refused, ff.InvalidToken) else 409)
         self.end_headers()
 
-    def log_message(self, *words: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
 

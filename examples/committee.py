@@ -45,7 +45,6 @@ async def main() -> None:
         for _ in range(2):  # ada clicks twice
             answer = await client.signal(invited["ada"], Vote("yes"), name="yes", key="ada-1", source="web:ada")
             print(f"ada: {answer.effect}")
-        print(f"waits: {(await job.status()).state}")
         vote = Vote("if it is simple")
         answer = await client.signal(invited["edsger"], vote, name="yes", key="edsger-1", source="web:edsger")
         print(f"edsger: {answer.effect}")

@@ -12,9 +12,10 @@ The first that is given counts. Only minting needs a ring; signals are checked b
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets as randomness
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -69,6 +70,40 @@ def parse_lines(text: str, what: str) -> Ring:
     return Ring(found)
 
 
+@contextlib.contextmanager
+def one_writer(path: Path) -> Generator[None]:
+    """Who changes a ring reads it and replaces it: one at a time on this machine, or a secret would be lost."""
+    fd = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def write_whole(path: Path, text: str, *, over: bool = True) -> None:
+    """A ring's file, whole or not at all, for its owner alone. over: replace one that is there, which keeps its owner:
+    a worker that could read it before still can."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}.{randomness.token_hex(4)}")
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as out:
+            if over and path.exists():
+                before = path.stat()
+                if (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
+                    os.fchown(out.fileno(), before.st_uid, before.st_gid)
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        if over:
+            draft.replace(path)
+        else:
+            with contextlib.suppress(FileExistsError):  # of two who make the first one, one wins
+                os.link(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 class FileSecrets:
     """A file that its owner keeps."""
 
@@ -102,32 +137,18 @@ class OwnFile(FileSecrets):
 
     async def ring(self, *, fresh: bool = False) -> Ring:
         if not self._path.exists():
-            self._write(f"{FIRST_KID} {randomness.token_hex(SECRET_BYTES)}\n")
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._path, f"{FIRST_KID} {randomness.token_hex(SECRET_BYTES)}\n", over=False)
         return await super().ring(fresh=fresh)
 
     async def add(self, kid: str, secret: bytes) -> bool:
-        ring = await self.ring(fresh=True)
-        kids = [one for one in ring.kids if one != kid]
-        self._write("".join(f"{one} {ring.secret(one).hex()}\n" for one in kids) + f"{kid} {secret.hex()}\n", over=True)
+        await self.ring()
+        with one_writer(self._path):
+            ring = await super().ring(fresh=True)
+            kids = [one for one in ring.kids if one != kid]
+            lines = [f"{one} {ring.secret(one).hex()}\n" for one in kids] + [f"{kid} {secret.hex()}\n"]
+            write_whole(self._path, "".join(lines))
         return True
-
-    def _write(self, text: str, *, over: bool = False) -> None:
-        """Whole or not at all; of two who make the first one, one wins."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._path.with_name(f"{self._path.name}.{os.getpid()}.{randomness.token_hex(4)}")
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(fd, "w") as out:
-                out.write(text)
-                out.flush()
-                os.fsync(out.fileno())
-            if over:
-                draft.replace(self._path)
-            else:
-                with contextlib.suppress(FileExistsError):
-                    os.link(draft, self._path)
-        finally:
-            draft.unlink(missing_ok=True)
 
 
 class GivenSecrets:

@@ -8,6 +8,7 @@ shared with the function's signature in Lua, order is declared on neither side (
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, ClassVar, Generic, TypeVar, dataclass_transform
 
 import msgspec
@@ -58,3 +59,22 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
 @dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class Row(msgspec.Struct, frozen=True, array_like=True):
     """One row of a `rows(...)` argument, or one entry of a list in an answer."""
+
+
+S = TypeVar("S", bound=type[msgspec.Struct])
+
+
+def veiled(*hidden: str) -> Callable[[S], S]:
+    """For structs with a secret or a token in these fields: their repr, which gets into logs and tracebacks, has a mark
+    in its place."""
+
+    def veil(struct: S) -> S:
+        def shown(self: msgspec.Struct) -> str:
+            pairs = ((name, getattr(self, name)) for name in self.__struct_fields__)
+            texts = (f"{name}=<hidden>" if name in hidden and value else f"{name}={value!r}" for name, value in pairs)
+            return f"{type(self).__name__}({', '.join(texts)})"
+
+        struct.__repr__ = shown  # type: ignore[method-assign, assignment]
+        return struct
+
+    return veil

@@ -19,6 +19,7 @@ from ffcore.contracts.condition import (
     CompositeValidationError,
     Count,
     CountKind,
+    OperatorOnly,
     ResumeCondition,
     SignalMatcher,
     Single,
@@ -64,6 +65,11 @@ def keys_of(bindings: Sequence[WaitpointBinding], condition: ResumeCondition) ->
 def _add(nodes: list[Node], condition: ResumeCondition, parent: int, numbers: dict[str, int]) -> None:
     if len(nodes) >= limits.CONDITION_NODES_N:
         raise CompositeValidationError(f"a condition of more than {limits.CONDITION_NODES_N} nodes")
+    if not isinstance(condition, Composite | Single | OperatorOnly | TimeoutOnly):
+        # The body of a composite reads like a condition, and taken for one it would wait for an operator.
+        kind = type(condition).__name__
+        remedy = f"wrap it, Composite({kind}(...))" if kind in ("AllOf", "Count") else "use a ResumeCondition"
+        raise CompositeValidationError(f"{kind} is no condition: {remedy}")
     if not isinstance(condition, Composite):
         check_leaf(condition)
         match condition:
@@ -72,7 +78,7 @@ def _add(nodes: list[Node], condition: ResumeCondition, parent: int, numbers: di
                 nodes.append(["single", parent, number, _name(condition.matcher)])
             case TimeoutOnly():
                 nodes.append(["timeout_only", parent])
-            case _:
+            case OperatorOnly():
                 nodes.append(["operator_only", parent])
         return
     body = condition.body

@@ -9,11 +9,13 @@ from ffcore.contracts.journal import (
     ContinueAsArgs,
     Continued,
     JournalPage,
+    NoteUnclaimedArgs,
     PinVersionArgs,
     ReadJournalArgs,
     RecordStepArgs,
     StepRecorded,
     StepReplayed,
+    UnclaimedNoted,
     VersionPinned,
 )
 from ffcore.contracts.lease import (
@@ -106,6 +108,10 @@ class DurableOperations(Caller):
 
     async def continue_as(self, args: ContinueAsArgs) -> Continued:
         """End this run and begin the next with another payload and nothing recorded, under the same id."""
+        return await self.call(args)
+
+    async def note_unclaimed(self, args: NoteUnclaimedArgs) -> UnclaimedNoted:
+        """Tell the feed that a handler which ends well has not asked for some recorded steps."""
         return await self.call(args)
 
     async def pin_version(self, args: PinVersionArgs) -> VersionPinned:

@@ -29,8 +29,13 @@ def digest_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
 
     Raises InvalidArgument where they do not encode: such a step needs a digest of its own.
     """
+    given = [list(args), dict(kwargs)]
     try:
-        text = msgspec.json.encode([list(args), dict(kwargs)], order="deterministic", enc_hook=_encode_rest)
+        try:
+            text = msgspec.json.encode(given, order="deterministic", enc_hook=_encode_rest)
+        except TypeError:  # of mappings, that takes those alone whose keys are texts
+            plain = msgspec.to_builtins(given, str_keys=True, enc_hook=_encode_rest)
+            text = msgspec.json.encode(plain, order="deterministic")
     except (TypeError, ValueError, OverflowError, RecursionError) as wrong:
         raise InvalidArgument(
             f"the step's arguments cannot be told apart from other ones ({wrong}): pass what they encode to, or name "
@@ -41,7 +46,7 @@ def digest_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
 
 def digest_of_text(text: str) -> str:
     """The digest a caller gave by name (`digest=`)."""
-    return hashlib.sha256(b"\0" + text.encode()).hexdigest()
+    return hashlib.sha256(b"\0" + text.encode(errors="surrogatepass")).hexdigest()
 
 
 def _encode_rest(value: Any) -> Any:

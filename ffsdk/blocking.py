@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from ffcore.errors import InvalidArgument
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ffsdk.gates import Gate
     from ffsdk.signals import Signal
     from ffsdk.steps import Begun
+    from ffsdk.task import Task
 
 R = TypeVar("R")
 OnTimeout = Literal["fail", "cancel", "expire", "resume", "escalate"]
@@ -36,7 +37,11 @@ class Blocking:
 
     def run(self, work: Coroutine[Any, Any, R]) -> R:
         """Run a call of the context in the worker's loop and wait for it: ``ctx.sync.run(gate.wait(timeout=60))``."""
-        loop = self._ctx.durable.host.loop
+        try:
+            loop = self._ctx.durable.host.loop
+        except BaseException:
+            work.close()
+            raise
         try:
             running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
@@ -52,6 +57,8 @@ class Blocking:
         digest: Any = ..., **kwargs: Any,
     ) -> R: ...  # fmt: skip
     @overload
+    def step(self, name: str, fn: Task[Any, R], /, *args: Any, at_most_once: bool = ..., digest: Any = ...) -> R: ...
+    @overload
     def step(
         self, name: str, fn: Callable[..., R], /, *args: Any, at_most_once: bool = ..., digest: Any = ...,
         **kwargs: Any,
@@ -63,13 +70,14 @@ class Blocking:
         """As `ctx.step`. A `def` function runs here, in the handler's thread; an async one in the worker's loop."""
         from ffsdk import steps
 
-        ctx = self._ctx
-        if inspect.iscoroutinefunction(fn):
+        ctx, loop = self._ctx, self._ctx.durable.host.loop
+        steps.check_name(name)
+        if steps.plan_of(fn, name, ctx).shape.is_async:
             return self.run(steps.step(ctx, name, fn, args, kwargs, at_most_once, digest))
-        flight = ctx.durable.in_flight(name)
+        flight = contextlib.ExitStack()
 
         async def begin() -> tuple[Begun | None, Any]:
-            flight.__enter__()
+            flight.enter_context(ctx.durable.in_flight(name))
             return await steps.begin(ctx, name, fn, args, kwargs, at_most_once, digest)
 
         try:
@@ -79,6 +87,8 @@ class Blocking:
             token = inside.set(begun.info)
             try:
                 value = begun.plan.fn(*args, **kwargs)
+                if inspect.isawaitable(value):
+                    value = self.run(_awaited(value))
             except Exception as failed:
                 begun.info.over = True
                 self.run(begun.failed(failed))
@@ -89,13 +99,18 @@ class Blocking:
             return self.run(begun.succeeded(value))
         finally:
             with contextlib.suppress(RuntimeError):  # the loop is closed: so is the worker
-                ctx.durable.host.loop.call_soon_threadsafe(flight.__exit__, None, None, None)
+                loop.call_soon_threadsafe(flight.close)
 
     def sleep(self, duration: Duration) -> None:
         """As `ctx.sleep`."""
         from ffsdk import steps
 
         self.run(steps.sleep(self._ctx, duration))
+
+    @overload
+    def gate(self, name: str, type: type[R], names: str | Iterable[str] | None = None) -> Gate[R]: ...
+    @overload
+    def gate(self, name: str, type: Any = Any, names: str | Iterable[str] | None = None) -> Gate[Any]: ...
 
     def gate(self, name: str, type: Any = Any, names: str | Iterable[str] | None = None) -> Gate[Any]:
         """As `ctx.gate`. Wait at it with `ctx.sync.wait(gate)`, or ``ctx.sync.run(gate.wait(...))`` for its value."""
@@ -115,7 +130,7 @@ class Blocking:
 
         self.run(streams.emit(self._ctx, value, type, mode))
 
-    def summary(self, patch: Mapping[str, Any]) -> Any:
+    def summary(self, patch: Mapping[str, Any]) -> dict[str, Any]:
         """As `ctx.summary`."""
         from ffsdk import streams
 
@@ -124,3 +139,8 @@ class Blocking:
     def progress(self, pct: int, message: str = "") -> None:
         """As `ctx.progress`."""
         self._ctx.progress(pct, message)
+
+
+async def _awaited(value: Awaitable[R]) -> R:
+    """For a function that is no coroutine function and returns a coroutine."""
+    return await value

@@ -101,7 +101,7 @@ class Count(Condition):
 
 
 class Operator(Condition):
-    """An operator's word: `job.resume()`, `ff job resume` or `ff signal approve`."""
+    """An operator's word: `job.resume()` or `ff job resume`."""
 
     __slots__ = ()
 
@@ -140,7 +140,8 @@ def count(
 
 
 def operator() -> Operator:
-    """An operator must agree; no signal can."""
+    """An operator must agree: `job.resume()` or `ff job resume` meets this part of a condition, and what else is in it
+    is still waited for, however often the job is resumed. No signal meets it, also not one of `ff signal approve`."""
     return Operator()
 
 
@@ -179,9 +180,13 @@ def check_names(names: str | Iterable[str] | None) -> tuple[str, ...] | None:
     """The names a gate accepts, sorted; None: any."""
     if names is None:
         return None
-    found = sorted({names} if isinstance(names, str) else set(names))
-    for name in found:
-        checks.text(name, "signal name", limits.NAME_BYTES)
+    try:
+        given = [names] if isinstance(names, str) else [*names]
+    except TypeError:
+        raise InvalidArgument(f"names is {checks.shown(names)}: use a name, or a list of them") from None
+    for name in given:
+        checks.text("" if name is None else name, "signal name", limits.NAME_BYTES)  # pyright: ignore[reportUnnecessaryComparison]
+    found = sorted(set(given))
     if not 1 <= len(found) <= NAMES_N:
         raise InvalidArgument(f"{len(found)} names: use 1 to {NAMES_N}, or None for any")
     return tuple(found)

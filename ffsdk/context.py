@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
+from ffcore import checks, limits
 from ffcore.contracts.lease import LeaseFence
 from ffcore.errors import InvalidArgument
 from ffcore.wire import pairs_to_dict
@@ -139,6 +140,9 @@ class Context:
         """
         if isinstance(pct, bool) or not isinstance(pct, int | float) or not 0 <= pct <= 100:
             raise InvalidArgument(f"progress is {pct!r:.40}: use a number from 0 to 100")
+        if not isinstance(message, str):
+            raise InvalidArgument(f"the progress message is {checks.shown(message, 40)}: use text")
+        checks.size(message, "the progress message", limits.REASON_BYTES, code="invalid_input")
         return self._home.tell(self._held, self._durable, int(pct), message)
 
     def emit(
@@ -154,7 +158,7 @@ class Context:
 
         return streams.emit(self._awaited("emit"), value, type, mode)
 
-    def summary(self, patch: Mapping[str, Any]) -> Coroutine[Any, Any, Any]:
+    def summary(self, patch: Mapping[str, Any]) -> Coroutine[Any, Any, dict[str, Any]]:
         """Apply a JSON merge patch to the job's summary document (None removes a field); answers the whole document."""
         from ffsdk import streams
 
@@ -241,13 +245,10 @@ class Context:
 
         return gates.wait(self._awaited("wait"), conditions, timeout, on_timeout)
 
-    def ended(self, *, returned: bool) -> None:
-        """For the worker: the handler has ended; `returned`: with a result."""
-        durable = self._durable
-        if durable is None and returned and self._held is not None and self._held.job.journal is not None:
-            durable = self.durable  # it has asked for nothing of what is recorded
-        if durable is not None:
-            durable.ended(returned=returned)
+    def ended(self) -> None:
+        """For the worker: the handler has ended."""
+        if self._durable is not None:
+            self._durable.ended()
 
     def _awaited(self, call: str) -> Context:
         """The context, for a call that the handler awaits; in a thread nobody would."""

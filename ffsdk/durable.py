@@ -12,11 +12,11 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from ffcore.args import Args
-from ffcore.contracts.journal import ReadJournalArgs, RecordStepArgs, StepFrame, StepReplayed
+from ffcore.contracts.journal import NoteUnclaimedArgs, ReadJournalArgs, RecordStepArgs, StepFrame, StepReplayed
 from ffcore.errors import EngineError, InvalidArgument, NotFound, StaleLease, Suspended, Terminal
 from ffcore.steps import JournalEntry, entries_of
 from ffsdk.errors import StepConflict
@@ -39,6 +39,10 @@ turn, and may make the next call."""
 RIDE_S: Final = 0.5
 """Progress told within a step waits so long for the step's record, which takes it along."""
 SHOWN_N: Final = 5
+PATIENCE_S: Final = 2.0
+"""What looks like a conflict is one if nobody has asked for what is recorded after this long. It is waited only where
+an earlier run was interrupted within a gather, or where code and journal disagree."""
+ASKED_EVERY_S: Final = 0.05
 
 inside: contextvars.ContextVar[Any] = contextvars.ContextVar("ff_step", default=None)
 """The step whose function runs (`ffsdk.steps.StepInfo`)."""
@@ -54,6 +58,7 @@ class Durable:
     gone           True once the job is suspended
     frames         frames that travel with the next step's record
     alarms         when the sleeps of this handler end, by the store's clock
+    running        tasks that run a step's function
     """
 
     def __init__(self, host: Host, ctx: Context, held: Held) -> None:
@@ -72,6 +77,7 @@ class Durable:
         self._flush: asyncio.TimerHandle | None = None
         self.frames: list[StepFrame] = []
         self.alarms: list[int] = []
+        self.running: set[asyncio.Task[Any]] = set()
         self.gone = False
         self._over = False
 
@@ -100,14 +106,18 @@ class Durable:
                 f"ctx.{call} is awaited, and this handler runs in a thread: use ctx.sync.{call}, or make it async def"
             )
 
+    @property
+    def holding(self) -> bool:
+        """Whether the job is this handler's, as far as this worker knows."""
+        return not (self.held.why == "lost" or self.held.stage == ENDED or self._over or self.gone)
+
     # ---- what is recorded
 
     def check(self) -> None:
         """Raise what a call of this context has to hear: Suspended, StaleLease, or that it stands within a step."""
         if self.gone:
             raise Suspended("the job is suspended; the handler runs again when it goes on")
-        held = self.held
-        if held.why == "lost" or held.stage == ENDED or self._over:
+        if not self.holding:
             raise StaleLease(
                 "the handler has ended" if self._over else "the job is no longer this handler's: report nothing",
                 code="stale_lease",
@@ -147,14 +157,25 @@ class Durable:
             await self.ready()
         entry = self.journal.claim(name, key)
         if entry is None and self.journal.stands_against(name):
-            # Others of the same gather have not been counted yet: they get one turn to ask for what is recorded.
-            await asyncio.sleep(0)
-            against = self.journal.stands_against(name)
-            if against and not self.journal.others_fly(name):
-                raise StepConflict.of(name, key, against)
+            await self._hear_others(name, key)
         elif entry is not None and entry.kind != kind:
             raise StepConflict.of(name, key, [entry], kind=kind)
         return key, entry
+
+    async def _hear_others(self, name: str, key: str) -> None:
+        """Let others of this handler ask for what is recorded: a gather's in this turn of the loop, and those that a
+        limiter, a pause or a thread of their own holds up in a while. StepConflict if none does."""
+        patience_ends = self.host.loop.time() + PATIENCE_S
+        pause_s = 0.0
+        while True:
+            await asyncio.sleep(pause_s)
+            against = self.journal.stands_against(name)
+            if not against or self.journal.others_fly(name):
+                break
+            if self.host.loop.time() >= patience_ends:
+                raise StepConflict.of(name, key, against)
+            pause_s = ASKED_EVERY_S
+        self.check()
 
     async def ready(self) -> None:
         """Wait until the journal has been read, and no suspension is under way."""
@@ -254,9 +275,11 @@ class Durable:
         # A renewal would be refused once the job is given up, and look like a lost lease.
         held.renew_at = held.deadline
         try:
-            answer = await self.call(args() if callable(args) else args)
+            answer, stopped = await self._to_its_answer(self.call(args() if callable(args) else args))
             if type(answer).__struct_config__.tag == "suspended":  # type: ignore[attr-defined]
                 self.suspended()
+            if stopped is not None:
+                raise stopped
             return answer
         finally:
             self._suspending = None
@@ -265,12 +288,28 @@ class Durable:
                 host.nudge()
             answered.set_result(None)
 
+    async def _to_its_answer(self, call: Coroutine[Any, Any, R]) -> tuple[R, asyncio.CancelledError | None]:
+        """The answer of a call that may give the job up, also if the handler itself has cancelled who waits for it (by
+        a timeout, or because another step failed): a handler that does not know of it would go on without a lease."""
+        answered = asyncio.ensure_future(call)
+        stopped: asyncio.CancelledError | None = None
+        while not answered.done():
+            try:
+                await asyncio.wait((answered,))
+            except asyncio.CancelledError as cancel:
+                if self.held.why is not None:  # the worker stops it: what becomes of the job is not its own any more
+                    answered.cancel()
+                    raise
+                stopped = cancel
+        return answered.result(), stopped
+
     def suspended(self) -> NoReturn:
         """The store has suspended the job: free the slot, and unwind the handler."""
         if not self.gone:
             self.gone = True
             self._take_progress()
-            self.host.leave(self.held)
+            if not self._over:  # a wait that nobody awaited may outlive the handler, and so the slot
+                self.host.leave(self.held)
         raise Suspended("the job is suspended; the handler runs again when it goes on")
 
     # ---- progress told within a step
@@ -307,20 +346,39 @@ class Durable:
 
     # ---- the end
 
-    def ended(self, *, returned: bool) -> None:
-        """The handler has ended. Entries nobody asked for say that its code has changed, or that it decides by
-        something that is not recorded."""
+    async def tell_unclaimed(self) -> None:
+        """The handler has returned. Entries of earlier runs that it did not ask for say that its code has changed, or
+        that it decides by something that is not recorded: the log says so, and an event for whoever operates it. That
+        keeps no job from its end."""
         self._over = True
+        if self.gone:
+            return
+        try:
+            if self._missing:
+                await self._read_on()
+            left = self.journal.unclaimed()
+            if not left:
+                return
+            shown = ", ".join(f"{entry.kind} {entry.name!r}" for entry in left[:SHOWN_N])
+            shown += ", ..." if len(left) > SHOWN_N else ""
+            log.warning(
+                "%s ended without asking for %d of its recorded steps: %s; its code has changed since, or it decides "
+                "by something that is not recorded (a clock, a random number, an order that varies)",
+                self.held, len(left), shown,
+            )  # fmt: skip
+            note = NoteUnclaimedArgs(
+                execution_id=self.held.job.execution_id, fence=self.fence_text, count=len(left), names=shown
+            )
+            await self.call(note)
+        except EngineError as refused:
+            log.info("%s: the feed does not tell of steps nobody asked for: %s", self.held, refused)
+
+    def ended(self) -> None:
+        """The handler has ended, one way or another. A step that it has left behind, as a gather does that fails, must
+        not go on beside the next attempt, which begins it again."""
+        self._over = True
+        for task in self.running:
+            task.cancel()
         told = self._take_progress()
         if told is not None and not self.gone:
             self.host.spawn(self._send(*told))
-        if not returned or self.gone or self._missing:
-            return
-        left = self.journal.unclaimed()
-        if left:
-            shown = ", ".join(f"{entry.kind} {entry.name!r}" for entry in left[:SHOWN_N])
-            log.warning(
-                "%s ended without asking for %d of its recorded steps: %s%s; its code has changed since, or it decides "
-                "by something that is not recorded (a clock, a random number, an order that varies)",
-                self.held, len(left), shown, ", ..." if len(left) > SHOWN_N else "",
-            )  # fmt: skip

@@ -87,7 +87,7 @@ class Emitter:
 
     async def _carry(self, partition: PartitionKey, some: list[_Waiting]) -> None:
         for one in some:
-            if one.frame.mode == "best_effort":
+            if one.frame.mode == "best_effort" and not one.caller.done():
                 one.caller.set_result(None)  # the call leaves in this turn, before what the handler does next
         try:
             answer = await self._send(AppendFramesArgs(partition=partition, items=[one.frame for one in some]))

@@ -48,8 +48,9 @@ class Failure(Exception):
         checks.text(category, "category", 64)
         if any(c.isspace() for c in category):
             raise InvalidArgument(f"category {category!r:.60} holds a space: use one word")
-        self.reason, self.category = reason, category
-        super().__init__(reason)
+        # An exception, as in Failure(error), is taken by its text.
+        self.reason, self.category = reason if isinstance(reason, str) else str(reason), category
+        super().__init__(self.reason)
 
 
 class Fatal(Failure):

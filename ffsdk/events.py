@@ -36,13 +36,15 @@ _PLACE = re.compile(r"(-|\d+-\d+)(?:\+(\d{1,5}))?")
 _TERMINAL = frozenset(word for word, row in STATES.items() if row.phase is LifecyclePhase.TERMINAL)
 _OPERATORS = frozenset({
     "cancel_requested", "held", "released", "unblocked", "paused", "pause_pending", "unpaused", "resumed", "operator",
-    "approved", "escalated", "replay", "operator_override", "priority", "signal_by_operator", "token_refused",
+    "approved", "escalated", "steps_unclaimed", "replay", "operator_override", "priority", "signal_by_operator",
+    "token_refused",
 })  # fmt: skip
 """First words of a reason that somebody outside the job brought about, or that asks for somebody."""
 _SIGNAL = "signal "
 """How the reason of an entry begins that tells of a signal: its name, what became of it and the waitpoint follow."""
 _BESIDE_THE_LEASE = frozenset({
     "signal", "signal_by_operator", "token_refused", "waitpoint_closed", "pause_pending", "unpaused", "priority",
+    "steps_unclaimed",
 })  # fmt: skip
 """Words of entries on a job that runs and goes on running as it did."""
 _WORKER = re.compile(r"(.+)\.[A-Za-z0-9]+\.\d+\.\d+")

@@ -100,8 +100,13 @@ def explain_from(
         lacking = [missing(worker.get("capabilities", ()), requires) for worker in here]
         nearest = min(lacking, key=len)
         reasons.append(Reason(code="no_capable_worker", detail="the nearest worker lacks " + ", ".join(nearest)))
-    elif not any(knows(worker, f["task"], int(f.get("version", "1"))) for worker in able):
-        reasons.append(Reason(code="unknown_task", detail=f"no live worker of its lane knows {f['task']}"))
+    else:
+        # No code has begun it: whichever version of the task a worker has will do.
+        begun = "attempt" in f and "unpinned" not in f
+        version = int(f.get("version", "1")) if begun else None
+        if not any(knows(worker, f["task"], version) for worker in able):
+            what = f["task"] if version is None else f"{f['task']} in version {version}"
+            reasons.append(Reason(code="unknown_task", detail=f"no live worker of its lane knows {what}"))
     if reasons:
         return Explanation(runnable=False, reasons=reasons)
     ahead = lane.counts.get("ready", 0)
@@ -143,10 +148,14 @@ def missing(capabilities: Iterable[str], requires: Iterable[str]) -> list[str]:
     return [token for token in requires if not offered.meets(token)]
 
 
-def knows(worker: dict[str, Any], task: str, version: int) -> bool:
-    """A worker that does not say which tasks it has may have this one."""
+def knows(worker: dict[str, Any], task: str, version: int | None) -> bool:
+    """Whether it has the task, in this version or (None) in any. One that does not say what it has may have it."""
     tasks: list[str] | None = worker.get("tasks")
-    return tasks is None or f"{task}@{version}" in tasks
+    if tasks is None:
+        return True
+    if version is None:
+        return any(one.rpartition("@")[0] == task for one in tasks)
+    return f"{task}@{version}" in tasks
 
 
 async def live_workers(backend: Backend) -> list[dict[str, Any]]:

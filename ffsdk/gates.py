@@ -18,7 +18,7 @@ from ffcore.errors import InvalidArgument, InvalidToken, SecretMissing, alike
 from ffcore.ids import AttemptIndex, ExecutionId, SuspensionId, WaitpointId
 from ffcore.steps import digest_of_text
 from ffsdk import payload as payloads
-from ffsdk import times
+from ffsdk import steps, times
 from ffsdk.conditions import Condition, check_names, matcher_of, together
 from ffsdk.errors import GateTimeout, InvalidSignal
 from ffsdk.signals import Signal, source_text
@@ -119,7 +119,7 @@ async def open_gate(
     ctx: Context, name: str, type_: type[T] | Any = Any, names: str | Iterable[str] | None = None
 ) -> Gate[T]:
     """See `ffsdk.context.Context.gate`."""
-    checks.text(name, "a gate's name", limits.NAME_BYTES)
+    steps.check_name(name, "gate")
     accepted, decoder = check_names(names), payloads.decoder(type_, f"gate {name}")
     durable = ctx.durable
     with durable.in_flight(name):
@@ -197,7 +197,7 @@ async def wait(
     )
 
     condition, timeout_ms = together(conditions), times.optional_ms(timeout, "timeout")
-    if on_timeout not in BEHAVIORS:
+    if not isinstance(on_timeout, str) or on_timeout not in BEHAVIORS:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidArgument(f"on_timeout is {checks.shown(on_timeout)}: use {', '.join(BEHAVIORS)}")
     if timeout is None and on_timeout != "fail":
         raise InvalidArgument(f"on_timeout={on_timeout!r} without timeout= would never happen: say when")

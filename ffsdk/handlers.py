@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from ffcore.contracts.journal import PinVersionArgs
-from ffcore.errors import InvalidArgument, Rejected
+from ffcore.errors import EngineError, InvalidArgument, Rejected
 from ffsdk.context import Context
 from ffsdk.held import ENDED, RUNNING, WAITING, Held, Why
 from ffsdk.isolation import Killed, explain
@@ -78,6 +78,11 @@ class Handlers:
             else:
                 self.lose(held, str(refused))
                 self._slots.wake()
+            return False
+        except EngineError as broken:
+            # Not to be kept, and renewed, without a handler: the report, or what becomes of it, ends that.
+            log.error("%s cannot be begun: %s", held, broken)
+            self.give_back(held)
             return False
         if held.why is not None:
             self.stopped(held)
@@ -158,7 +163,7 @@ class Handlers:
     def leave(self, held: Held) -> None:
         """The job is suspended: its slot is free, and its handler has nothing to report any more. It is being unwound;
         one that takes too long over it is cancelled."""
-        if held.suspended:
+        if held.suspended or held.stage == ENDED:
             return
         held.suspended, held.stage = True, ENDED
         self._held.pop(held.job.lease_id, None)

@@ -26,7 +26,7 @@ import msgspec
 
 from ffcore import limits
 from ffcore.contracts.lease import LeaseFence
-from ffcore.errors import EngineError, InvalidArgument
+from ffcore.errors import EngineError, InvalidArgument, JournalFull
 from ffsdk.context import Context, Done
 from ffsdk.errors import ContinueAs, Failure, Fatal, RetryAfter
 
@@ -411,9 +411,19 @@ def explain(failed: BaseException) -> tuple[str, str, str, int | None, bool]:
     if isinstance(failed, Failure):
         after = failed.delay_ms if isinstance(failed, RetryAfter) else None
         return shorten(failed.reason), failed.category, detail, after, isinstance(failed, Fatal)
-    said = str(failed)
+    if isinstance(failed, JournalFull):
+        return shorten(str(failed)), failed.code, detail, None, True  # and stays full, however often it is tried
+    return shorten(said_of(failed)), "error", detail, None, False
+
+
+def said_of(failed: BaseException) -> str:
+    """An exception's class, and what it says if it can say it."""
     name = type(failed).__name__
-    return shorten(f"{name}: {said}" if said else name), "error", detail, None, False
+    try:
+        said = str(failed)
+    except Exception as mute:
+        said = f"(its text cannot be made: {type(mute).__name__})"
+    return f"{name}: {said}" if said else name
 
 
 def shorten(text: str, most: int = limits.REASON_BYTES) -> str:

@@ -168,16 +168,19 @@ class Job(Generic[R_co]):
             case _:
                 return "paused"
 
-    async def resume(self, delay: times.Duration = 0) -> PublicState:
-        """Let it go on: ends a pause, and any wait for gates or time, as an operator (`gate.wait` then answers None).
-        Answers its state. Raises WrongState if there is nothing to resume, and NotFound.
+    async def resume(self, delay: times.Duration = 0, *, force: bool = False) -> PublicState:
+        """Let it go on: takes back a pause; else ends a wait for gates or time, as an operator (`gate.wait` then
+        answers None), or, where it waits for `ff.operator()` among others, meets that part. Answers its state. Raises
+        WrongState if there is nothing to resume, and NotFound.
 
         delay   seconds until it may be claimed
+        force   end the wait as it stands, whoever else is waited for
         """
         from ffcore.contracts.suspension import ResumeExecutionArgs
 
         answer = await self._client.backend.call(ResumeExecutionArgs(
-            execution_id=self.id, trigger_type="operator", resume_delay_ms=times.span_ms(delay, "delay"),
+            execution_id=self.id, trigger_type="auto_resume" if force else "operator",
+            resume_delay_ms=times.span_ms(delay, "delay"),
         ))  # fmt: skip
         return answer.public_state
 

@@ -40,18 +40,19 @@ async def entries_of(backend: Backend, execution_id: ExecutionId, limit: int | N
 
 async def steps_of(backend: Backend, stored: StoredExecution, limit: int | None = None) -> list[Step]:
     """The steps of a job's journal, in the order they were recorded."""
-    from ffcore import recovery
-
     if "journal" not in stored.fields:
         return []
-    found = await entries_of(backend, stored.execution_id, limit)
-    return [
-        Step(
-            seq=entry.seq, name=entry.name, kind=entry.kind, status=entry.status, at=from_ms(entry.at_ms),
-            attempt=entry.attempt, tries=entry.tries, reason=entry.reason, recovery=recovery.of_step(entry).value,
-        )
-        for entry in found
-    ]  # fmt: skip
+    return [step_of(entry) for entry in await entries_of(backend, stored.execution_id, limit)]
+
+
+def step_of(entry: JournalEntry) -> Step:
+    """An entry as people see it."""
+    from ffcore import recovery
+
+    return Step(
+        seq=entry.seq, name=entry.name, kind=entry.kind, status=entry.status, at=from_ms(entry.at_ms),
+        attempt=entry.attempt, tries=entry.tries, reason=entry.reason, recovery=recovery.of_step(entry).value,
+    )  # fmt: skip
 
 
 async def recovery_of(backend: Backend, stored: StoredExecution) -> str:

@@ -237,7 +237,7 @@ class Runners:
             if held.timeout_at:
                 outcomes.arm(held)
             self._moved = loop_time()
-            began, returned = clock(), False
+            began = clock()
             try:
                 if task.is_async and task.options.isolation != "process":
                     held.runner = me
@@ -258,8 +258,11 @@ class Runners:
             except BaseException as raised:
                 self._raised(held, task, raised)
             else:
+                if held.job.journal is not None and held.job.journal.total and not held.suspended:
+                    # Something is recorded. From here on nothing but its report can stop it.
+                    held.runner = None
+                    await (ctx or outcomes.context_of(held, task)).durable.tell_unclaimed()
                 if not held.suspended:
-                    returned = True
                     self._report(held, task, result)
             ended = clock()
             held.runner = None
@@ -269,7 +272,7 @@ class Runners:
             else:
                 self._ended_one()
             if ctx is not None:
-                ctx.ended(returned=returned)
+                ctx.ended()
             took = ended - began
             self.mean_s = took if self.mean_s is None else self.mean_s + EVEN * (took - self.mean_s)
             spent += took

@@ -15,19 +15,21 @@ import types
 import typing
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
 
 from ffcore import checks, ids, limits
 from ffcore.conditions import compile_sleep
 from ffcore.contracts.suspended import parse_wait
 from ffcore.contracts.suspension import SuspensionReasonCode, TimeoutBehavior, WaitArgs, WaitSatisfied
-from ffcore.errors import InvalidArgument, JournalFull
+from ffcore.errors import EngineError, InvalidArgument, JournalFull
 from ffcore.ids import SuspensionId
 from ffcore.steps import JournalEntry, StepFailure, digest_of, digest_of_text, effect_key, pack_error
 from ffsdk import payload as payloads
 from ffsdk.durable import inside
 from ffsdk.errors import Fatal, StepConflict, StepInterrupted
-from ffsdk.isolation import shorten
+from ffsdk.isolation import said_of, shorten
 from ffsdk.task import Task
 from ffsdk.times import Duration, span_ms
 
@@ -36,8 +38,9 @@ if TYPE_CHECKING:
     from ffsdk.durable import Durable
 
 SLEEP: Final = "sleep"
-SUSPEND_MS: Final = 5_000
-"""A sleep this long gives up the slot: less is not worth the claim that follows."""
+SUSPEND_MS: Final = 4_500
+"""A sleep this long gives up the slot: less is not worth the claim that follows. Sleeps of 5 s do, also when recording
+them has taken a while."""
 REASON_BYTES: Final = 4 << 10
 """What is kept of an error in the journal, which is read at each claim."""
 PLAIN: Final = (str, int, bool)
@@ -86,19 +89,30 @@ def step_info() -> StepInfo:
 # ---- how a function is called, and what it gives back ---------------------------------------------------
 
 
-class Plan:
-    """One function as a step: how to call it and how to read back what it returned."""
+class Shape(NamedTuple):
+    """How to call a function, and how to read back what it returned. Does not hold the function."""
 
-    __slots__ = ("decoder", "fn", "is_async", "plain")
+    is_async: bool
+    decoder: msgspec.json.Decoder[Any]
+    plain: tuple[type, ...]
+    """What it returns need not be read back if it is of these."""
 
-    def __init__(self, fn: Callable[..., Any], wanted: Any, what: str) -> None:
-        self.fn = fn
-        self.is_async = inspect.iscoroutinefunction(routine_of(fn))
-        self.decoder = payloads.decoder(wanted, what)
-        self.plain: tuple[type, ...] = PLAIN if wanted is Any else (wanted,) if wanted in PLAIN else ()
+    @classmethod
+    def of(cls, wanted: Any, is_async: bool, what: str) -> Shape:
+        return cls(
+            is_async, payloads.decoder(wanted, what), PLAIN if wanted is Any else (wanted,) if wanted in PLAIN else ()
+        )
 
 
-_plans: weakref.WeakKeyDictionary[Any, Plan] = weakref.WeakKeyDictionary()
+class Plan(NamedTuple):
+    """One function as a step."""
+
+    fn: Callable[..., Any]
+    shape: Shape
+
+
+_shapes: weakref.WeakKeyDictionary[Any, Shape] = weakref.WeakKeyDictionary()
+"""By the function behind what was given. Functions that each run makes anew go away with it."""
 
 
 def plan_of(fn: Any, name: str, ctx: Context) -> Plan:
@@ -110,23 +124,19 @@ def plan_of(fn: Any, name: str, ctx: Context) -> Plan:
         raise InvalidArgument(
             f"step {name!r}: {fn!r:.60} cannot be called; pass a function, and its arguments after it"
         )
-    # A method is made anew at each access: what is remembered is remembered of its function.
-    kept = getattr(fn, "__func__", fn)
+    routine = routine_of(fn)
     try:
-        plan = _plans.get(kept)
+        shape = _shapes.get(routine)
     except TypeError:
-        plan = None
-    if plan is None:
-        plan = Plan(kept, result_hint(routine_of(fn)), f"the result of step {name}")
+        shape = None
+    if shape is None:
+        is_async = inspect.iscoroutinefunction(routine)
+        shape = Shape.of(result_hint(routine), is_async, f"the result of step {name}")
         try:
-            _plans[kept] = plan
+            _shapes[routine] = shape
         except TypeError:
             pass  # neither hashed nor remembered
-    if kept is not fn:
-        bound = Plan.__new__(Plan)
-        bound.fn, bound.is_async, bound.decoder, bound.plain = fn, plan.is_async, plan.decoder, plan.plain
-        return bound
-    return plan
+    return Plan(fn, shape)
 
 
 def _plan_of_task(task: Task[Any, Any], name: str, ctx: Context) -> Plan:
@@ -139,9 +149,7 @@ def _plan_of_task(task: Task[Any, Any], name: str, ctx: Context) -> Plan:
     def call(*args: Any) -> Any:
         return task.fn(*args, *((ctx,) if task.takes_ctx else ()))
 
-    plan = Plan(call, task.result_type, f"the result of task {task.name}")
-    plan.is_async = task.is_async
-    return plan
+    return Plan(call, Shape.of(task.result_type, task.is_async, f"the result of task {task.name}"))
 
 
 def routine_of(fn: Any) -> Callable[..., Any]:
@@ -167,8 +175,8 @@ def result_hint(call: Callable[..., Any]) -> Any:
         except NameError:
             return Any
     if typing.get_origin(wanted) in (Awaitable, Coroutine):
-        return typing.get_args(wanted)[-1]
-    return wanted
+        wanted = typing.get_args(wanted)[-1]
+    return Any if wanted in (typing.NoReturn, typing.Never) else wanted
 
 
 # ---- a step --------------------------------------------------------------------------------------------
@@ -186,34 +194,47 @@ class Begun:
 
     async def succeeded(self, value: Any) -> Any:
         """Record the result; answers it as it is read back."""
-        plan = self.plan
+        plan, shape = self.plan, self.plan.shape
         what = f"the result of step {self.name!r}"
-        raw = None if value is None else payloads.encode(value, what, limits.RESULT_BYTES)
-        # Read back before it is recorded: what does not fit is found in the first run, not in a later one.
-        if raw is not None and type(value) not in plan.plain:
-            value = payloads.decode(plan.decoder, raw, what)
+        try:
+            raw = None if value is None else payloads.encode(value, what, limits.RESULT_BYTES)
+            # Read back before it is recorded: what does not fit is found in the first run, not in a later one.
+            if raw is not None and type(value) not in shape.plain:
+                value = payloads.decode(shape.decoder, raw, what)
+        except InvalidArgument as unfit:
+            await self.failed(unfit)
+            raise
         standing = await self.durable.record(self.key, "step", self.name, "ok", raw)
         return value if standing is None else result_of(standing, plan)
 
     async def failed(self, error: Exception) -> None:
         """Record a failure that is final, count one that is not. The error itself is the caller's to raise."""
-        said = str(error)
         try:
             if isinstance(error, Fatal):
                 failure = StepFailure(type(error).__name__, shorten(error.reason, REASON_BYTES), error.category)
                 await self.durable.record(self.key, "step", self.name, "fatal", failure.pack())
             elif not self.at_most_once:
-                name = type(error).__name__
-                reason = shorten(f"{name}: {said}" if said else name, REASON_BYTES)
+                reason = shorten(said_of(error), REASON_BYTES)
                 await self.durable.record(self.key, "step", self.name, "error", pack_error(self.tries + 1, reason))
         except JournalFull as full:
             error.add_note(f"it could not be recorded: {full}")
+
+    async def given_up(self) -> None:
+        """Count a try that the handler itself has ended: by a timeout, or because another step failed. Without an
+        entry the next run, which asks for it again, would look like one that asks for something else."""
+        durable = self.durable
+        if durable.held.why is not None or not durable.holding or self.at_most_once:
+            return  # the whole handler is being stopped; or the intent says as much
+        with contextlib.suppress(EngineError):
+            reason = "the handler gave it up (a timeout around it, or another step failed)"
+            await durable.record(self.key, "step", self.name, "error", pack_error(self.tries + 1, reason))
 
 
 async def step(
     ctx: Context, name: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], at_most_once: bool, digest: Any
 ) -> Any:
     """See `ffsdk.context.Context.step`."""
+    check_name(name)
     durable = ctx.durable
     with durable.in_flight(name):
         begun, value = await begin(ctx, name, fn, args, kwargs, at_most_once, digest)
@@ -226,7 +247,6 @@ async def begin(
     ctx: Context, name: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], at_most_once: bool, digest: Any
 ) -> tuple[Begun | None, Any]:
     """The step to run, or None and what it came to in an earlier run. Within `in_flight`."""
-    check_name(name)
     plan = plan_of(fn, name, ctx)
     known_by = digest_of(args, kwargs) if digest is None else digest_by(digest)
     durable = ctx.durable
@@ -245,6 +265,7 @@ async def begin(
             if standing.final:
                 return None, result_of(standing, plan)
             raise StepInterrupted(name)
+        durable.check()  # the answer may have been so long in coming that the job is another's
     return begun, None
 
 
@@ -254,8 +275,14 @@ async def _finish(begun: Begun, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     stopped: asyncio.CancelledError | None = None
     token = inside.set(info)
     try:
-        if plan.is_async:
-            value = await plan.fn(*args, **kwargs)
+        if plan.shape.is_async:
+            task = asyncio.current_task()
+            assert task is not None
+            begun.durable.running.add(task)
+            try:
+                value = await plan.fn(*args, **kwargs)
+            finally:
+                begun.durable.running.discard(task)
         else:
             call = functools.partial(contextvars.copy_context().run, plan.fn, *args, **kwargs)
             value, stopped = await _to_its_end(begun.durable.host.in_thread(call))
@@ -264,6 +291,10 @@ async def _finish(begun: Begun, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     except Exception as failed:
         info.over = True
         await begun.failed(failed)
+        raise
+    except asyncio.CancelledError:
+        info.over = True
+        await begun.given_up()
         raise
     finally:
         info.over = True
@@ -295,7 +326,7 @@ def result_of(entry: JournalEntry, plan: Plan) -> Any:
     if not entry.value:
         return None
     try:
-        return payloads.decode(plan.decoder, entry.value, f"the recorded result of step {entry.name!r}")
+        return payloads.decode(plan.shape.decoder, entry.value, f"the recorded result of step {entry.name!r}")
     except InvalidArgument as unfit:
         raise StepConflict(
             f"{unfit}; it was recorded by attempt {entry.attempt}: {entry.value[:200].decode(errors='replace')}. Let "

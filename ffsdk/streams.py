@@ -16,7 +16,7 @@ import msgspec
 
 from ffcore import checks, limits
 from ffcore.contracts.stream import ReadSummaryArgs, StreamCursor, SummaryDocument, TailFrame, WriteSummaryArgs
-from ffcore.errors import Conflict, InvalidArgument, StaleLease, Suspended, Unavailable
+from ffcore.errors import Conflict, Incompatible, InvalidArgument, StaleLease, Suspended, Unavailable
 from ffcore.ids import ExecutionId
 from ffcore.merge import merge_patch
 from ffsdk import payload as payloads
@@ -33,14 +33,18 @@ MODES: Final = ("append", "best_effort")
 BYTES: Final = "bytes"
 """The encoding of frames that were emitted as bytes; all others are JSON."""
 SUPERSEDED: Final = "superseded"
+GAP: Final = "gap"
+OURS: Final = (SUPERSEDED, GAP)
 _CURSOR: Final = re.compile(r"(?:(\d{1,9}):)?(start|end|\d{1,15}(?:-\d{1,15})?)")
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True):
     """One frame of a job's stream.
 
-    A frame of type `superseded` was emitted by nobody: a later attempt (`attempt`, also its `value`) has taken over,
-    and whatever earlier attempts emitted will be emitted anew, or not at all.
+    Two types were emitted by nobody. `superseded`: a later attempt (`attempt`, also its `value`) has taken over, and
+    whatever earlier attempts emitted will be emitted anew, or not at all. `gap`: the stream holds no more than the
+    newest frames of an attempt, and the reader comes from before them: some that he has not seen are gone. `value` is
+    how many the attempt has lost altogether. Frames with mode "best_effort" go without a word.
     """
 
     type: str
@@ -51,7 +55,7 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     mode: Mode
     at: datetime | None
-    """When it was stored; None for `superseded`."""
+    """When it was stored; None for `superseded` and `gap`."""
 
 
 # ---- emitting ------------------------------------------------------------------------------------------
@@ -59,9 +63,9 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
 
 async def emit(ctx: Context, value: Any, type: str = "token", mode: Mode = "append") -> None:
     """Append a frame to the stream of the attempt; see `ffsdk.context.Context.emit`."""
-    checks.text(type, "type", limits.NAME_BYTES)
-    if type == SUPERSEDED:
-        raise InvalidArgument(f"frames of type {SUPERSEDED!r} are the engine's own: use another word")
+    checks.text("" if type is None else type, "type", limits.NAME_BYTES)  # pyright: ignore[reportUnnecessaryComparison]
+    if type in OURS:
+        raise InvalidArgument(f"frames of type {type!r} are the engine's own: use another word")
     if mode not in MODES:
         raise InvalidArgument(f"mode is {checks.shown(mode)}: use append or best_effort")
     encoding = None
@@ -150,12 +154,13 @@ def parse_cursor(text: str | None) -> tuple[int | None, str]:
 async def follow(client: Client, execution_id: ExecutionId, after: str | None) -> AsyncGenerator[Frame, None]:
     """The frames of a job behind a cursor, as they come, until the job has ended."""
     attempt, place = parse_cursor(after)
-    ear, ended = await client.tails.listen(execution_id), None
+    tails = client.tails  # the client may be closed before this is
+    ear, ended, may_wait = await tails.listen(execution_id), None, True
     try:
         while True:
             ear.rung.clear()
             try:
-                page = await client.tails.read(execution_id, place)
+                page = await tails.read(execution_id, place)
             except Unavailable as away:
                 if away.code == "closed":
                     raise
@@ -163,9 +168,12 @@ async def follow(client: Client, execution_id: ExecutionId, after: str | None) -
                 continue
             if attempt is None and page.at_attempt >= 0:
                 attempt = page.at_attempt
+            gone = {gap.before: gap.dropped for gap in page.gaps}
             for row in page.frames:
                 if attempt is not None and row.attempt_index > attempt:
                     yield _superseded(row.attempt_index, place)
+                if row.id in gone:
+                    yield _of_ours(GAP, gone[row.id], row.attempt_index, place)
                 attempt, place = row.attempt_index, row.id
                 yield _frame(row)
             place = ear.read_to = page.cursor
@@ -176,25 +184,31 @@ async def follow(client: Client, execution_id: ExecutionId, after: str | None) -
                 yield _superseded(attempt, place)
             if page.state:
                 return
-            if ended is None:
+            if ended is None and may_wait:
                 # A job that has not emitted anything has no reader to ring: its end is heard of as by any who waits.
                 ended = asyncio.ensure_future(client.waiters.wait(execution_id))
                 ended.add_done_callback(ear.ring)
-            if ended.done():
+            if ended is not None and ended.done():
                 failed = ended.exception()
-                if failed is not None:
+                if isinstance(failed, Incompatible):
+                    may_wait = False  # waiting registers with the store, and this user may only read: the poll looks
+                elif failed is not None:
                     raise failed
-                ended = None  # it has ended and was replayed since
+                ended = None  # if not that: it has ended and was replayed since
             await ear.rung.wait()
     finally:
         if ended is not None:
             ended.cancel()
-        await client.tails.leave(ear)
+        await tails.leave(ear)
 
 
 def _superseded(attempt: int, place: str) -> Frame:
+    return _of_ours(SUPERSEDED, attempt, attempt, place)
+
+
+def _of_ours(type: str, value: int, attempt: int, place: str) -> Frame:
     cursor = f"{attempt}:{'0-0' if place == '-' else place}"
-    return Frame(type=SUPERSEDED, value=attempt, cursor=cursor, attempt=attempt, mode="append", at=None)
+    return Frame(type=type, value=value, cursor=cursor, attempt=attempt, mode="append", at=None)
 
 
 def _frame(row: TailFrame) -> Frame:

@@ -7,6 +7,8 @@ use from several threads. Do not use it inside an event loop: there the async cl
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -34,6 +36,8 @@ P = TypeVar("P")
 R = TypeVar("R")
 A = TypeVar("A")
 S = ParamSpec("S")
+TURNS_N = 10
+"""Turns of the loop between the end of the client and that of the loop."""
 
 
 class _Loop:
@@ -41,7 +45,8 @@ class _Loop:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="ff-sync", daemon=True)
+        self._gate, self._closed = threading.Lock(), False
+        self._thread = threading.Thread(target=self._work, name="ff-sync", daemon=True)
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, R]) -> R:
@@ -52,25 +57,47 @@ class _Loop:
         else:
             work.close()
             raise InvalidArgument("ff.sync blocks, and an event loop runs in this thread: use the async client here")
-        if not self.alive:
-            work.close()
-            raise Unavailable("the client is closed", code="closed")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        with self._gate:
+            if self._closed:
+                work.close()
+                raise Unavailable("the client is closed", code="closed")
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
+        except concurrent.futures.CancelledError:
+            if self._closed:
+                raise Unavailable("the client was closed meanwhile", code="closed") from None
+            raise
         except BaseException:
             future.cancel()  # KeyboardInterrupt: nobody waits for it any more
             raise
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return not self._closed
 
     def stop(self) -> None:
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+        """End the thread. What other threads wait for ends with Unavailable, code `closed`."""
+        with self._gate:
+            if self._closed:
+                return
+            self._closed = True
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def _work(self) -> None:
+        self._loop.run_forever()
+        self._loop.run_until_complete(self._end())
+        self._loop.close()
+
+    async def _end(self) -> None:
+        for _ in range(TURNS_N):  # whoever has been told that the client is closed says so himself
+            await asyncio.sleep(0)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=1.0) if left else None
+        await self._loop.shutdown_asyncgens()
 
 
 class _Facade(Generic[A]):
@@ -146,7 +173,7 @@ class Job(_Facade[aio_job.Job[R]], Generic[R]):
         try:
             yield from self._iterate(made)
         finally:
-            if self._loop.alive:
+            with contextlib.suppress(Unavailable):  # the client is closed, and with it everything it read
                 self._loop.run(made.aclose())
 
     def __repr__(self) -> str:
@@ -193,9 +220,9 @@ class Client(_Facade[aio.Client]):
 
     def close(self) -> None:
         """Let go of the store and end the thread. Closing twice is harmless."""
-        if self._loop.alive:
+        with contextlib.suppress(Unavailable):  # closed already, maybe by another thread
             self._loop.run(self.async_.close())
-            self._loop.stop()
+        self._loop.stop()
 
     def __enter__(self) -> Self:
         return self

@@ -126,8 +126,9 @@ define {
         state.move(p, x, "ready", "hand_back", "next", "resumed", "hand_backs", n, "turn", queue.turn(p, x, false), "unseen", false,
           "attempt_left_ms", attempt.left_ms(p, x), "attempt_deadline_at", false, "ended_by", "unclaim", "moved_at", p.now)
       end
-    elseif a.reason == "refused" then
-      state.move(p, x, "ready", "refused", "turn", queue.turn(p, x, false), "attempt_deadline_at", false, "unseen", false,
+    elseif a.reason == "refused" or state.stays_out(x, "ready") then
+      -- A paused one is looked at again, for its task too, when it is resumed: nobody waits for a worker meanwhile.
+      state.move(p, x, "ready", a.reason, "turn", queue.turn(p, x, false), "attempt_deadline_at", false, "unseen", false,
         "ended_by", "unclaim", "moved_at", p.now, attempt.unbegin(p, x))
     else
       state.move(p, x, "blocked", "unknown_task", "reason", "waiting_for_capable_worker", "attempt_deadline_at", false, "unseen", false,
@@ -235,6 +236,7 @@ define {
     else
       if x.attempt then journal.reopen(p, x) end
       if x.waitpoints then waitpoints.reopen(p, x) end
+      if x.suspension then suspension.reopen(p, x) end
     end
     if x.result_kept then redis.call("UNLINK", keys.result(p, x.id)) end
     if x.detail then redis.call("HDEL", keys.detail(p, x.id), "reason", "category", "traceback", "cancel_reason", "cancelled_by", "progress") end

@@ -37,6 +37,7 @@ local function plan_of(p, a)
     end
     if plan.priority == 0 then plan.priority = policy.field(pol, "priority") or 0 end
     plan.due = plan.due or policy.field(pol, "delay_until")
+    plan.signals_n = policy.field(pol, "max_signals_per_execution")
     plan.deadline_ms = policy.field(policy.field(pol, "timeout_policy"), "execution_deadline_ms")
     if not plan.deadline and plan.deadline_ms then plan.deadline = p.now + plan.deadline_ms end
   end
@@ -112,6 +113,7 @@ local function shared_fields(p, a, plan)
   also("payload_encoding", a.payload_encoding)
   also("deadline_at", plan.deadline and record.text(p, plan.deadline))
   also("deadline_ms", plan.deadline_ms)
+  also("signals_n", plan.signals_n and plan.signals_n < LIMITS.SIGNALS_N and plan.signals_n)
   plan.later = plan.due and plan.due > p.now
   also("at", plan.later and record.text(p, plan.due))
   also("reason", plan.later and "waiting_for_delay")

@@ -9,12 +9,11 @@ journal.on_restart(function(p, x) redis.call("UNLINK", keys.summary(p, x.id)) en
 -- A renewal that gains less than this share of the lease is not written: steps come by the thousand.
 local GAIN = 16
 
-local function gains(p, x, ttl_ms) return ttl_ms > 0 and tonumber(x.at) - p.now <= ttl_ms - ttl_ms / GAIN end
+local function gains(p, at, ttl_ms) return ttl_ms > 0 and at - p.now <= ttl_ms - ttl_ms / GAIN end
 
 -- Extend the lease where that gains something. Answers its end, and whether that is new.
-local function extended(p, x, ttl_ms)
-  local at = tonumber(x.at)
-  if not gains(p, x, ttl_ms) then return at, false end
+local function extended(p, x, at, ttl_ms)
+  if not gains(p, at, ttl_ms) then return at, false end
   ttl_ms = policy.of(p, x).lease_ttl_ms or ttl_ms
   local expires = p.now + ttl_ms
   if x.attempt_deadline_at and tonumber(x.attempt_deadline_at) < expires then expires = tonumber(x.attempt_deadline_at) end
@@ -36,6 +35,12 @@ local function stands(kept, status, epoch)
   local _, _, was, _, _, _, value = journal.unpack(kept)
   if was == "ok" or was == "fatal" then return true end
   return was == "intent" and status == "intent" and value ~= epoch
+end
+
+-- Whether what is to be recorded is what was recorded last: a call that is sent again, since each try counts itself.
+local function is_same(kept, x, status, value)
+  local _, _, was, _, attempt_no, _, has = journal.unpack(kept)
+  return was == status and has == value and attempt_no == (x.attempt or "0")
 end
 
 -- Record a step under the lease. The same key again answers the entry that stands, if it is final.
@@ -67,14 +72,15 @@ define {
       if refusal then return refusal end
     end
     local seq, kept, count, bytes = journal.look(p, x, key)
+    local at = tonumber(x.at)
     -- Most steps are neither the first nor due for a renewal, and carry nothing else: they write nothing to the record.
     if x.partial and (count == 0 or a.progress_pct or a.progress_message or #a.frames > 0 or x.heard ~= x.lease_epoch
-      or gains(p, x, a.lease_ttl_ms)) then x = record.load_all(p, x.id) end
-    local expires, longer = extended(p, x, a.lease_ttl_ms)
+      or gains(p, at, a.lease_ttl_ms)) then x = record.load_all(p, x.id) end
+    local expires, longer = extended(p, x, at, a.lease_ttl_ms)
     if kept and stands(kept, status, x.lease_epoch) then
       note(p, x, expires, longer)
       fence.replayed(p)
-      return { "replayed", kept, expires, tonumber(x.cancel_until or "0") }
+      return { "replayed", kept, expires, x.cancel_until and tonumber(x.cancel_until) or 0 }
     end
     local entry = journal.pack(p, x, key, a.kind, status, a.name, value)
     refusal = journal.full(seq and count or count + 1, bytes + #entry - (kept and #kept or 0))
@@ -82,8 +88,8 @@ define {
     local n, began = journal.write(p, x, key, seq, kept, count, bytes, entry, a.version)
     note(p, x, expires, longer, began, a.progress_pct)
     if a.progress_message then record.describe(p, x, "progress", names.cut(a.progress_message, LIMITS.REASON_BYTES)) end
-    stream.append_all(p, x, a.frames)
-    return { "recorded", n, expires, tonumber(x.cancel_until or "0") }
+    if #a.frames > 0 and not (kept and is_same(kept, x, status, value)) then stream.append_all(p, x, a.frames) end
+    return { "recorded", n, expires, x.cancel_until and tonumber(x.cancel_until) or 0 }
   end,
 }
 
@@ -99,9 +105,9 @@ define {
     if not x then return reply.reject("execution_not_found") end
     if a.from_seq < 1 then return reply.reject("invalid_input", "from_seq") end
     if a.limit < 1 or a.limit > LIMITS.PAGE_MAX_N then return reply.reject("invalid_input", "limit") end
-    local count = journal.size(p, x)
+    local count, has = journal.size(p, x)
     local upto = math.min(count, a.from_seq + a.limit - 1)
-    local entries = journal.page(p, x, a.from_seq, upto, LIMITS.JOURNAL_HEAD_BYTES, 1)
+    local entries = journal.page(p, x, a.from_seq, upto, LIMITS.JOURNAL_HEAD_BYTES, 1, has / math.max(1, count))
     return { "journal", x.journal or "", count, entries }
   end,
 }
@@ -159,5 +165,25 @@ define {
     if not x.unpinned and a.version == version then fence.replayed(p)
     else record.write(p, x, "version", a.version ~= 1 and a.version or false, "unpinned", false) end
     return { "pinned", a.version }
+  end,
+}
+
+-- The handler is about to end well and has left recorded steps unasked for: its code has changed since, or decides by
+-- what is not recorded. Nothing follows from it but an event, for people; sent again, it is told again.
+define {
+  name    = "ff_note_unclaimed",
+  args    = { "execution_id:id", "fence:fence", "count:int", "names:str" },
+  returns = { "noted" },
+  errors  = { "execution_not_found", "terminal", "stale_lease", "lease_revoked", "lease_expired", "invalid_input" },
+  flags   = { "allow-oom" },
+  run = function(p, a)
+    local x = record.load(p, a.execution_id)
+    local refusal = fence.check(p, x, a.fence)
+    if refusal then return refusal end
+    if a.count < 1 or a.count > LIMITS.STEPS_N then return reply.reject("invalid_input", "count") end
+    if a.names == "" or string.find(a.names, "%c") then return reply.reject("invalid_input", "names") end
+    fence.heard(p, x)
+    events.add(p, x, x.state, x.state, "steps_unclaimed " .. a.count .. " " .. names.cut(a.names, 200))
+    return { "noted" }
   end,
 }

@@ -20,7 +20,9 @@ define {
     end
     record.describe(p, x, "blocking", names.cut(a.reason, LIMITS.REASON_BYTES))
     local since = record.text(p, p.now)
-    if state.is_queued(x.state) or x.state == "delayed" then
+    -- What waits for a worker that knows its task is claimed anew when it is resumed: no time runs out for it meanwhile.
+    local unknown = x.state == "blocked" and redis.call("ZSCORE", keys.unknown(p), x.id)
+    if state.is_queued(x.state) or x.state == "delayed" or unknown then
       record.write(p, x, "paused", since .. (x.state == "delayed" and " " .. x.reason .. " " .. x.at or ""))
       state.move(p, x, "blocked", "paused", "reason", "paused_by_operator", "moved_at", p.now)
       return { "paused" }
@@ -32,4 +34,4 @@ define {
   end,
 }
 
-state.at_end[#state.at_end + 1] = function(p, x) if x.paused then record.write(p, x, "paused", false) end end
+state.on_end(function(p, x) if x.paused then record.write(p, x, "paused", false) end end)

@@ -61,14 +61,19 @@ define {
     if not is_fingerprint(a.fingerprint) then return reply.reject("invalid_input", "fingerprint") end
     if a.grace_ms < 0 or a.grace_ms > LIMITS.SPAN_MAX_MS then return reply.reject("invalid_grace_ms", a.grace_ms) end
     local list, open, current = kids_of(p)
-    local gone, live = {}, 0
+    local gone, live, opens, known = {}, 0, (open[a.new_kid] or 0) > 0, false
     for i = 1, #list do
       local kid, fingerprint, until_ms = unpack(list[i])
-      if kid == a.new_kid and fingerprint ~= a.fingerprint and (kid == current or until_ms > p.now) then
+      -- Open waitpoints know the name alone: under another secret of that name, tokens of the first would open them again.
+      if kid == a.new_kid and fingerprint ~= a.fingerprint and (kid == current or until_ms > p.now or opens) then
         return reply.reject("rotation_conflict", "kid " .. kid .. " stands for another secret: choose a new name")
       end
+      known = known or kid == a.new_kid
       if kid ~= current and until_ms <= p.now and kid ~= a.new_kid then gone[#gone + 1] = "k" .. kid
       elseif kid ~= a.new_kid then live = live + 1 end
+    end
+    if opens and not known then
+      return reply.reject("rotation_conflict", "a secret that kid " .. a.new_kid .. " stood for signed waitpoints that are open: choose a new name")
     end
     if a.new_kid == current then
       fence.replayed(p)

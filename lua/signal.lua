@@ -24,7 +24,7 @@ end
 -- The execution and the waitpoint a call may send to; or a refusal.
 local function opened(p, a)
   if not a.operator and a.token_digest == "" then return nil, nil, reply.reject("missing_token") end
-  local x = record.load_waiting(p, a.execution_id)
+  local x = record.load_all(p, a.execution_id)
   local row = x and waitpoints.load(p, x, a.waitpoint_id)
   if a.operator then
     if not x then return nil, nil, reply.reject("execution_not_found") end
@@ -75,13 +75,15 @@ local function deliver(p, a)
     end
   end
   if row.state == "closed" then return reply.reject("waitpoint_closed", row.reason) end
+  -- The timer is about to close it, and what it keeps goes with it.
+  if row.state == "pending" and row.expires and row.expires <= p.now then return reply.reject("waitpoint_closed", "expired") end
   local tally = waitpoints.tally(p, x, known[1] or "")
-  local most = math.min(policy.field(policy.of(p, x), "max_signals_per_execution") or LIMITS.SIGNALS_N, a.max_signals_per_execution or LIMITS.SIGNALS_N)
+  local most = math.min(tonumber(x.signals_n) or LIMITS.SIGNALS_N, a.max_signals_per_execution or LIMITS.SIGNALS_N)
   if tally.total >= most then return reply.reject("signal_limit_exceeded", most .. " signals") end
   local signal = { seq = tally.total + 1, waitpoint_id = a.waitpoint_id, id = a.signal_id, name = a.signal_name, category = a.signal_category,
     source_type = a.source_type, source_identity = a.source_identity, correlation_id = a.correlation_id or "", accepted_at = p.now,
     key = a.idempotency_key or "", encoding = a.payload_encoding or "", payload = a.payload or "", operator = a.operator }
-  signal.packed = waitpoints.packed(signal)
+  signal.packed = waitpoints.packed(p, signal)
   if tally.bytes + #signal.packed > LIMITS.SIGNALS_BYTES then
     return reply.reject("signal_limit_exceeded", LIMITS.SIGNALS_BYTES .. " bytes are kept")
   end

@@ -115,7 +115,9 @@ define {
   end,
 }
 
--- Frames of all attempts behind a place, in order. Ids rise from attempt to attempt, so one id is the whole place.
+-- Frames of all attempts behind a place, in order. Ids rise from attempt to attempt, so one id is the whole place. Where
+-- the oldest frame that an attempt still keeps is among them and older ones are gone, the answer says before which frame:
+-- a reader that comes from before it has missed some.
 define {
   name    = "ff_read_stream",
   args    = { "execution_id:id", "after:str", "limit:int", "visibility:str" },
@@ -138,8 +140,9 @@ define {
     for i = 1, #list do
       if not stream.before(after, list[i][2]) then at, first = tonumber(list[i][1]), i end
     end
-    local frames, cursor, out, more = {}, after, { bytes = 0 }, false
+    local frames, gaps, cursor, out, more = {}, {}, after, { bytes = 0 }, false
     for i = first, #list do
+      local oldest
       if more then break end
       if #frames >= a.limit then
         more = true
@@ -149,9 +152,12 @@ define {
       more = stream.read(p, x.id, list[i][1], "(" .. after, "+", a.limit - #frames, out, function(id, fields, live)
         frames[#frames + 1] = { index, id, fields.t, fields.p, fields.e or "", fields.c or "", live and 1 or 0 }
         cursor = id
+        if not live then oldest = oldest or id end
       end, a.visibility == "exclude_best_effort")
+      local gone = oldest and stream.dropped_before(p, x.id, list[i][1], oldest) or 0
+      if gone > 0 then gaps[#gaps + 1] = { oldest, gone } end
     end
-    return { "page", frames, cursor, at, x.attempt and tonumber(x.attempt) or -1, state.is_terminal(x.state) and x.state or "", more and 1 or 0 }
+    return { "page", frames, cursor, at, x.attempt and tonumber(x.attempt) or -1, state.is_terminal(x.state) and x.state or "", more and 1 or 0, gaps }
   end,
 }
 

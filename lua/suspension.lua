@@ -15,20 +15,20 @@ local function check(p, x, a, waitpoints_n)
   local tree = condition.read(a.condition)
   if not tree then return reply.reject("invalid_input", "condition: send what ffcore.conditions compiles") end
   if waitpoints_n > LIMITS.WAITPOINTS_N or tree.waitpoints_n > waitpoints_n then return reply.reject("invalid_input", "waitpoints: the condition names " .. tree.waitpoints_n) end
-  if tree.nodes[1].kind == "timeout_only" and not a.timeout_at then return reply.reject("invalid_input", "timeout_only_without_deadline") end
+  if tree.needs_time and not a.timeout_at then return reply.reject("invalid_input", "timeout_only_without_deadline") end
   if a.timeout_at and (a.timeout_at + LIMITS.TIMEOUT_PAST_MS < p.now or a.timeout_at > p.now + LIMITS.SPAN_MAX_MS) then
     return reply.reject("invalid_input", "timeout_at")
   end
 end
 
--- Ids of waitpoints, each once and a word of its own.
+-- Ids of waitpoints, each once. What they are is looked at where they are opened or looked up.
 local function check_ids(rows)
   local seen = {}
   for i = 1, #rows do
     local row = rows[i]
     if row.bad then return reply.reject("invalid_input", row.bad) end
     local id = row.waitpoint_id
-    if not string.find(id, "^%x+%-[%x%-]+$") or #id ~= 36 or seen[id] then return reply.reject("invalid_input", "waitpoint_id") end
+    if #id ~= 36 or seen[id] then return reply.reject("invalid_input", "waitpoint_id") end
     seen[id] = true
   end
 end
@@ -69,11 +69,11 @@ define {
               "pending_waitpoint_expired", "signal_limit_exceeded" },
   flags   = { "allow-oom" },
   run = function(p, a)
-    local x = record.load(p, a.execution_id)
+    local x = record.load_all(p, a.execution_id)
     if not x then return reply.reject("execution_not_found") end
     if a.idempotency_key and #a.idempotency_key > LIMITS.KEY_BYTES then return reply.reject("invalid_input", "idempotency_key") end
     local key = a.idempotency_key ~= "" and a.idempotency_key or nil
-    local outcome, id, ids, held = suspension.answered(p, x, a.suspension_id, key)
+    local outcome, id, ids, held, ring = suspension.answered(p, x, a.suspension_id, key)
     if outcome then
       fence.replayed(p)
       return { outcome, id, named(p, x, ids), held, 1 }
@@ -107,7 +107,7 @@ define {
     local spec = { id = a.suspension_id, condition = a.condition, waitpoints = list, fresh = fresh, reason_code = a.reason_code,
       requested_by = a.requested_by, behavior = a.timeout_behavior, timeout_at = a.timeout_at, consume = a.consume_matched_signals,
       close = a.close_waitpoint_on_resume, retain = a.retain_signal_buffer_until_closed, resume_delay_ms = delay,
-      pointer = a.continuation_metadata_pointer, key = key }
+      pointer = a.continuation_metadata_pointer, key = key, ring = ring }
     local got
     got, refusal = suspension.weigh(p, x, spec)
     if refusal then return refusal end
@@ -141,7 +141,7 @@ define {
               "waitpoint_not_found", "waitpoint_not_pending", "pending_waitpoint_expired", "signal_limit_exceeded" },
   flags   = { "allow-oom" },
   run = function(p, a)
-    local x = record.load_waiting(p, a.execution_id)
+    local x = record.load_all(p, a.execution_id)
     local refusal = fence.check(p, x, a.fence, "suspend")
     if refusal == "replay" then
       if state.is_terminal(x.state) then return reply.reject("terminal", x.state) end
@@ -172,10 +172,7 @@ define {
     local got
     got, refusal = suspension.weigh(p, x, spec)
     if refusal then return refusal end
-    if not got.met and x.cancel_until then
-      attempt.cancelled_instead(p, record.load_all(p, x.id), "suspend")
-      return reply.reject("terminal", "cancelled")
-    end
+    if not got.met and attempt.cancelled_instead(p, x, "suspend") then return reply.reject("terminal", "cancelled") end
     local outcome
     outcome, value = suspension.begin(p, x, spec, got)
     if outcome == "suspended" then return { "suspended", a.timeout_at or 0 } end
@@ -184,8 +181,8 @@ define {
   end,
 }
 
--- Let one execution go on, by an operator's hand: a pause is taken back; without one, what waits for an operator is met,
--- and a suspension in which nothing does ends as it stands. The delay is the operator's.
+-- Let one execution go on: a pause is taken back; without one, trigger_type `operator` is an operator's word, which meets
+-- what waits for one and ends a suspension in which nothing does. Any other trigger ends it as it stands.
 define {
   name    = "ff_resume_execution",
   args    = { "execution_id:id", "trigger_type:str", "resume_delay_ms:int" },
@@ -199,7 +196,7 @@ define {
     if a.resume_delay_ms < 0 or a.resume_delay_ms > LIMITS.SPAN_MAX_MS then return reply.reject("invalid_input", "resume_delay_ms") end
     if state.is_terminal(x.state) then return reply.reject("terminal", x.state) end
     if x.paused then state.unpause(p, x, "resumed", a.resume_delay_ms)
-    elseif x.state == "suspended" then suspension.approve(p, x, a.resume_delay_ms)
+    elseif x.state == "suspended" then suspension.approve(p, x, a.resume_delay_ms, a.trigger_type ~= "operator")
     else return reply.reject("execution_not_suspended", x.state) end
     return { "resumed", PUBLIC[x.state] }
   end,

@@ -23,7 +23,7 @@ define {
               "invalid_kid", "waitpoint_already_exists", "waitpoint_limit_exceeded", "journal_full" },
   flags   = { "allow-oom" },
   run = function(p, a)
-    local x = record.load(p, a.execution_id)
+    local x = record.load_all(p, a.execution_id)
     local refusal = fence.check(p, x, a.fence)
     if refusal then return refusal end
     if a.version < 1 or a.version > LIMITS.VERSION_MAX then return reply.reject("invalid_input", "version") end
@@ -42,7 +42,7 @@ define {
     local spec = { id = a.waitpoint_id, key = a.waitpoint_key, expires_in_ms = a.expires_in_ms, kid = a.kid, digest = a.token_digest }
     refusal = waitpoints.refuse_open(p, x, { spec })
     if refusal then return refusal end
-    local value = waitpoints.pack(a.waitpoint_id, a.waitpoint_key, a.kid or "")
+    local value = waitpoints.text(a.waitpoint_id) .. waitpoints.text(a.waitpoint_key) .. waitpoints.text(a.kid or "")
     refusal = a.step and journal.room(p, x, #a.step + #a.step_name + #value + 64)
     if refusal then return refusal end
     local known = waitpoints.load(p, x, a.waitpoint_id)
@@ -73,7 +73,7 @@ define {
     if a.reason == "" or a.reason == "ended" or #a.reason > LIMITS.NAME_BYTES or string.find(a.reason, "%c") then
       return reply.reject("invalid_input", "reason")
     end
-    if waitpoints.close(p, x, a.waitpoint_id, a.reason) then
+    if waitpoints.close(p, x, a.waitpoint_id, waitpoints.word(a.reason)) then
       events.add(p, x, x.state, x.state, "waitpoint_closed " .. a.waitpoint_id .. " " .. a.reason)
     else
       fence.replayed(p)
@@ -104,7 +104,7 @@ define {
           break
         end
         local wanted = tree and row.index and condition.names(tree, row.index) or {}
-        out[#out + 1] = { id, row.key, row.state, wanted, row.created, row.activated or "", row.expires or "", p.id_prefix .. x.id, row.kid or "",
+        out[#out + 1] = { id, row.key, row.state, wanted, tonumber(row.created), tonumber(row.activated) or "", row.expires or "", p.id_prefix .. x.id, row.kid or "",
           string.sub(row.digest or "", 1, 16) }
       end
     end

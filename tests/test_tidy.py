@@ -60,6 +60,7 @@ ALSO: dict[str, set[str]] = {
     "ffsdk/testing.py": {"ffengine", "pytest"},
     "ffsdk/connect.py": BACKEND,
     "cli/commands/library.py": BACKEND,
+    "cli/commands/secret.py": BACKEND,
 }
 """What one module may import beyond its room."""
 NEVER_IN_CORE = {"asyncio", "threading", "socket", "subprocess", "random"}

@@ -19,6 +19,7 @@ from .tail import tail
 
 if TYPE_CHECKING:
     from ffcore.contracts.reads import HistoryEntry, ListedExecution, StoredExecution
+    from ffcore.steps import JournalEntry
     from ffsdk.job import Job
     from ffsdk.views import Step
 
@@ -129,6 +130,11 @@ def step_record(step: Step) -> dict[str, Any]:
         "reason": step.reason or None,
         "recovery": step.recovery,
     }
+
+
+def returned(entry: JournalEntry) -> Any:
+    """What a finished step returned. Of gates, sleeps and waits the entry keeps nothing that a person reads."""
+    return plain(entry.value) if (entry.kind, entry.status) == ("step", "ok") else None
 
 
 def attempt_record(text: str) -> dict[str, Any]:
@@ -324,17 +330,23 @@ def explain(settings: Settings, execution_id: str) -> None:
 @click.argument("execution_id", metavar="ID")
 @pass_settings
 def export(settings: Settings, execution_id: str) -> None:
-    """Print everything about one job as one JSON object: record, policy, payload, result, attempts, history."""
+    """Print everything about one job as one JSON object: record, policy, payload, result, attempts, steps with what
+    they returned, open gates, recovery decision, history."""
     import msgspec
 
     from ffcore.contracts.reads import ReadExecutionArgs
+    from ffsdk.recorded import entries_of, recovery_of, step_of, waitpoints_of
 
     async def read() -> dict[str, Any]:
         async with opened(settings) as backend:
             id_ = checked(execution_id, backend)
             stored = await backend.call(ReadExecutionArgs(execution_id=id_, parts="payload,result,attempts"))
+            entries = await entries_of(backend, id_) if "journal" in stored.fields else []
             return {
                 **shown(stored),
+                "recovery": await recovery_of(backend, stored),
+                "steps": [step_record(step_of(entry)) | {"value": returned(entry)} for entry in entries],
+                "waitpoints": [waitpoint_record(execution_id, one) for one in await waitpoints_of(backend, stored)],
                 "policy": plain(stored.policy),
                 "payload": plain(stored.payload),
                 "result": plain(stored.result),
@@ -417,13 +429,14 @@ def pause(settings: Settings, execution_id: str, reason: str) -> None:
 @job.command()
 @click.argument("execution_id", metavar="ID")
 @click.option("--delay", type=click.FloatRange(min=0), default=0, metavar="SECONDS", help="Not before so much later.")
+@click.option("--force", is_flag=True, help="End its wait as it stands, whoever else is waited for.")
 @pass_settings
-def resume(settings: Settings, execution_id: str, delay: float) -> None:
-    """Let a job go on: ends a pause; without one, ends what it waits for, as an operator."""
+def resume(settings: Settings, execution_id: str, delay: float, force: bool) -> None:
+    """Let a job go on: takes back a pause; without one, it is an operator's word in what it waits for."""
 
     async def change() -> str:
         async with client_of(settings) as client:
-            return (await client.job(execution_id).resume(delay)).value
+            return (await client.job(execution_id).resume(delay, force=force)).value
 
     state = run(change())
     out = settings.out()

@@ -5,7 +5,6 @@ The rule: the ring first, the store second. A program that mints must have a sec
 
 from __future__ import annotations
 
-import os
 import secrets
 import sys
 from collections.abc import Iterable
@@ -100,20 +99,18 @@ class Ring:
             raise click.UsageError(
                 "FF_SECRET has no new secret: add kid:hex at its end wherever programs mint, then run this again"
             )
-        if any(one.kid == key.kid for one in self.keys()):
-            raise click.UsageError(f"{self.path} has a kid {key.kid} already: choose another name with --kid")
-        before = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        if before and not before.endswith("\n"):
-            before += "\n"
-        draft = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}")
+        from ffbackend_valkey.secrets import one_writer, write_whole
+
+        path = self.path.resolve()  # behind a link stands the file that the workers' links lead to as well
         try:
-            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
-                out.write(f"{before}{key.kid} {key.secret_hex}\n")
-                out.flush()
-                os.fsync(out.fileno())
-            draft.replace(self.path)
+            with one_writer(path):
+                if any(one.kid == key.kid for one in self.keys()):
+                    raise click.UsageError(f"{self.path} has a kid {key.kid} already: choose another name with --kid")
+                before = path.read_text(encoding="utf-8") if path.exists() else ""
+                if before and not before.endswith("\n"):
+                    before += "\n"
+                write_whole(path, f"{before}{key.kid} {key.secret_hex}\n")
         except OSError as refused:
-            draft.unlink(missing_ok=True)
             raise click.UsageError(f"FF_SECRET_FILE={self.path} cannot be written: {refused}") from refused
 
 

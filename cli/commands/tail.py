@@ -37,10 +37,18 @@ def text_of(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
+def gone(frame: Frame) -> str:
+    """What a gap says to people."""
+    return f"attempt {frame.attempt} keeps its newest frames alone: of {frame.value} older ones, some were not read"
+
+
 def write_raw(frame: Frame) -> None:
     """The value and nothing else: text and bytes as they are, anything else as a line of JSON."""
     if frame.type == "superseded":
         sys.stderr.write(f"\nattempt {frame.attempt} takes over; what came before stands no more\n")
+        return
+    if frame.type == "gap":
+        sys.stderr.write(f"\n{gone(frame)}\n")
         return
     if isinstance(frame.value, bytes):
         sys.stdout.flush()
@@ -73,6 +81,8 @@ def tail(settings: Settings, execution_id: str, after: str | None, raw: bool) ->
                     out.line(frame_record(job.id, frame))
                 elif frame.type == "superseded":
                     out.say(f"-- attempt {frame.attempt} takes over --")
+                elif frame.type == "gap":
+                    out.say(f"-- {gone(frame)} --")
                 else:
                     out.say(f"{printable(frame.type)}  {printable(text_of(frame.value))}")
 

@@ -23,8 +23,8 @@ from ffcore.contracts.attempt import (
 )
 from ffcore.contracts.batch import (
     Fence, NewExecution, ItemCreated, CreatedMany, CreateManyArgs, JournalHead, ClaimedJob, ClaimedBatch,
-    ClaimBatchArgs, Completion, ItemDone, CompletedMany, CompleteManyArgs, Renewal, ItemRenewed, RenewedMany, RenewManyArgs,
-    BellPassed, PassBellArgs,
+    ClaimBatchArgs, Completion, ItemDone, CompletedMany, CompleteManyArgs, Renewal, ItemRenewed, RenewedMany,
+    RenewManyArgs, BellPassed, PassBellArgs,
 )
 from ffcore.contracts.budget import (
     BudgetCreated, BudgetAlreadySatisfied, CreateBudgetResult, CreateBudgetArgs, BudgetStatus, UsageDimensions,
@@ -68,7 +68,7 @@ from ffcore.contracts.flow import (
 )
 from ffcore.contracts.journal import (
     StepFrame, StepRecorded, StepReplayed, RecordStepArgs, JournalPage, ReadJournalArgs, Continued, ContinueAsArgs,
-    VersionPinned, PinVersionArgs,
+    VersionPinned, PinVersionArgs, UnclaimedNoted, NoteUnclaimedArgs,
 )
 from ffcore.contracts.lane import LaneState, ListLanesPage
 from ffcore.contracts.lease import (
@@ -119,7 +119,8 @@ from ffcore.contracts.stream import (
     StreamCursorMalformed, StreamCursor, FrameKind, PatchKind, Durable, DurableSummary, BestEffortLiveConfig,
     BestEffortLive, StreamMode, TailVisibility, SummaryDocument, Frame, Appended, AppendFrameResult,
     AppendFrameArgs, StreamFrame, StreamFrames, Frames, ReadFramesResult, ReadFramesArgs, FrameMode, NewFrame,
-    ItemAppended, AppendedMany, AppendFramesArgs, TailFrame, StreamPage, ReadStreamArgs, Summary, ReadSummaryArgs,
+    ItemAppended, AppendedMany, AppendFramesArgs, TailFrame, StreamGap, StreamPage, ReadStreamArgs, Summary,
+    ReadSummaryArgs,
     SummaryWritten, WriteSummaryArgs,
 )
 from ffcore.contracts.suspended import (
@@ -213,7 +214,7 @@ __all__ = [
     "FlowSnapshot", "FlowSummary", "ListFlowsPage", "CompletionPayload",
     # journal
     "StepFrame", "StepRecorded", "StepReplayed", "RecordStepArgs", "JournalPage", "ReadJournalArgs", "Continued",
-    "ContinueAsArgs", "VersionPinned", "PinVersionArgs",
+    "ContinueAsArgs", "VersionPinned", "PinVersionArgs", "UnclaimedNoted", "NoteUnclaimedArgs",
     # lane
     "LaneState", "ListLanesPage",
     # lease
@@ -258,6 +259,7 @@ __all__ = [
     "BestEffortLiveConfig", "BestEffortLive", "StreamMode", "TailVisibility", "SummaryDocument", "Frame",
     "Appended", "AppendFrameResult", "AppendFrameArgs", "StreamFrame", "StreamFrames", "Frames", "ReadFramesResult",
     "ReadFramesArgs", "FrameMode", "NewFrame", "ItemAppended", "AppendedMany", "AppendFramesArgs", "TailFrame",
+    "StreamGap",
     "StreamPage", "ReadStreamArgs", "Summary", "ReadSummaryArgs", "SummaryWritten", "WriteSummaryArgs",
     # suspended
     "ObservedSignal", "ObservedSignals", "ObserveSignalsArgs", "Waited", "parse_wait", "SuspendedRow", "SuspendedPage",

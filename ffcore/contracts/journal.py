@@ -114,3 +114,20 @@ class PinVersionArgs(Args[VersionPinned]):
     execution_id: ExecutionId
     fence: Fence
     version: int
+
+
+# ---- what nobody asked for -----------------------------------------------------------------------------
+
+
+class UnclaimedNoted(Outcome, tag="noted"):
+    """The feed tells of it."""
+
+
+class NoteUnclaimedArgs(Args[UnclaimedNoted]):
+    """A handler that is about to end well has not asked for some recorded steps: an event says so, for people."""
+
+    execution_id: ExecutionId
+    fence: Fence
+    count: int
+    names: str
+    """Some of them, as people read it; cut to 200 bytes."""

@@ -6,7 +6,7 @@ import re
 from typing import ClassVar, Final
 
 from ffcore import checks
-from ffcore.args import Args, Outcome, Row
+from ffcore.args import Args, Outcome, Row, veiled
 from ffcore.errors import InvalidArgument
 from ffcore.ids import ExecutionId, PartitionKey, WaitpointId, WaitpointToken, check_id
 
@@ -65,6 +65,7 @@ class Noop(Outcome, tag="noop"):
 RotateWaitpointHmacSecretOutcome = Rotated | Noop
 
 
+@veiled("new_secret_hex")
 class RotateWaitpointHmacSecretArgs(Args[RotateWaitpointHmacSecretOutcome]):
     """Make a new kid sign in one partition; tokens of the old one verify until the grace is over. The secret stays
     here: the store gets its fingerprint."""
@@ -105,6 +106,7 @@ class RotateWaitpointHmacSecretAllResult(Outcome, tag="rotations"):
         return sum(entry.result.open_waitpoints for entry in self.entries if not isinstance(entry.result, RotateFailed))
 
 
+@veiled("new_secret_hex")
 class RotateWaitpointHmacSecretAllArgs(Args[RotateWaitpointHmacSecretAllResult]):
     """The same in every partition of executions, each on its own: what failed is listed; the whole may be run again."""
 
@@ -133,6 +135,7 @@ class AlreadySeeded(Outcome, tag="already_seeded"):
 SeedOutcome = Seeded | AlreadySeeded
 
 
+@veiled("secret_hex")
 class SeedWaitpointHmacSecretArgs(Args[SeedOutcome]):
     """Install the first secret; harmless at every start."""
 
@@ -150,6 +153,7 @@ class SeedWaitpointHmacSecretArgs(Args[SeedOutcome]):
 # ---- tokens ----------------------------------------------------------------------------------------------
 
 
+@veiled("token")
 class TokenMinted(Outcome, tag="minted"):
     token: WaitpointToken
     kid: str

@@ -7,7 +7,7 @@ from typing import ClassVar
 import msgspec
 
 from ffcore import checks, limits
-from ffcore.args import Args, Outcome
+from ffcore.args import Args, Outcome, veiled
 from ffcore.ids import ExecutionId, SignalId, TimestampMs, WaitpointId, WaitpointToken
 
 
@@ -38,6 +38,7 @@ def _check(name: str, category: str, payload: bytes | None, encoding: str | None
     checks.text(key, "idempotency_key")
 
 
+@veiled("waitpoint_token")
 class DeliverSignalArgs(Args[DeliverSignalResult]):
     """Deliver a signal; the execution resumes in the same call if it was waiting for just this.
 
@@ -88,6 +89,7 @@ class Buffered(Outcome, tag="buffered"):
 BufferSignalResult = Buffered | SignalDuplicate
 
 
+@veiled("waitpoint_token")
 class BufferSignalArgs(Args[BufferSignalResult]):
     """The same for a waitpoint that nothing suspends on yet: kept, counts later. Nobody has to know which of the two to
     use; they are one."""

@@ -320,6 +320,15 @@ class TailFrame(Row):
     best_effort: bool
 
 
+class StreamGap(Row):
+    """Frames of an attempt that were kept once and are no longer, because more came than its stream holds."""
+
+    before: str
+    """The oldest frame that is left; it is on the page."""
+    dropped: int
+    """How many are gone. A reader who comes from behind the first of them has missed fewer."""
+
+
 class StreamPage(Outcome, tag="page"):
     frames: list[TailFrame]
     cursor: str
@@ -331,6 +340,7 @@ class StreamPage(Outcome, tag="page"):
     state: str
     """The stored state it ended in; empty: more frames may come."""
     more: bool
+    gaps: list[StreamGap] = []  # noqa: RUF012 - msgspec copies it
 
 
 class ReadStreamArgs(Args[StreamPage]):

@@ -11,7 +11,7 @@ from typing import ClassVar, NewType
 import msgspec
 
 from ffcore import checks, ids, limits
-from ffcore.args import Args, Outcome, Row
+from ffcore.args import Args, Outcome, Row, veiled
 from ffcore.contracts.attempt import Handle
 from ffcore.contracts.condition import Composite, ResumeCondition, TimeoutOnly, check_leaf
 from ffcore.contracts.lease import AlreadySatisfied, LeaseFence
@@ -119,12 +119,14 @@ def use_pending(pending: PendingWaitpoint) -> UsePending:
     return UsePending(pending.waitpoint_id)
 
 
+@veiled("waitpoint_token")
 class AdditionalWaitpointBinding(Row):
     waitpoint_id: WaitpointId
     waitpoint_key: str
     waitpoint_token: WaitpointHmac
 
 
+@veiled("waitpoint_token")
 class SuspendOutcomeDetails(Row):
     """The primary waitpoint's identity, and those of the others."""
 
@@ -223,6 +225,7 @@ class SuspendArgs(Args[SuspendOutcome]):
 # ---- the seed's wire-level form ----------------------------------------------------------------------
 
 
+@veiled("waitpoint_token")
 class ExecutionSuspended(Outcome, tag="suspended"):
     suspension_id: SuspensionId
     waitpoint_id: WaitpointId
@@ -230,6 +233,7 @@ class ExecutionSuspended(Outcome, tag="suspended"):
     waitpoint_token: WaitpointToken
 
 
+@veiled("waitpoint_token")
 class SuspendAlreadySatisfied(Outcome, tag="already_satisfied"):
     suspension_id: SuspensionId
     waitpoint_id: WaitpointId
@@ -400,7 +404,8 @@ class ResumeExecutionArgs(Args[ResumeExecutionResult]):
 
     execution_id: ExecutionId
     trigger_type: str = "signal"
-    """signal, operator or auto_resume."""
+    """``operator``: an operator's word, which meets what waits for one, and ends a wait in which nothing does.
+    ``signal`` and ``auto_resume`` end the wait as it stands."""
     resume_delay_ms: int = 0
 
     REPEATABLE: ClassVar[bool] = False

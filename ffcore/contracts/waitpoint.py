@@ -10,7 +10,7 @@ from typing import ClassVar, NewType
 import msgspec
 
 from ffcore import checks, ids, limits
-from ffcore.args import Args, Outcome, Row
+from ffcore.args import Args, Outcome, Row, veiled
 from ffcore.contracts.lease import LeaseFence
 from ffcore.errors import InvalidArgument
 from ffcore.ids import (
@@ -34,6 +34,7 @@ def check_waitpoint_key(value: str, what: str = "waitpoint_key") -> None:
         raise InvalidArgument(str(exc), code="invalid_waitpoint_key") from None
 
 
+@veiled("hmac_token")
 class PendingWaitpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Opened, but nothing suspends on it yet; signals that arrive are kept."""
 
@@ -44,6 +45,7 @@ class PendingWaitpoint(msgspec.Struct, frozen=True, kw_only=True):
 # ---- open and close ----------------------------------------------------------------------------------
 
 
+@veiled("waitpoint_token")
 class WaitpointCreated(Outcome, tag="created"):
     waitpoint_id: WaitpointId
     waitpoint_key: str

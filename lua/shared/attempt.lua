@@ -36,7 +36,7 @@ function attempt.begin(p, x, lease_id, ttl_ms, why, attempt_id, worker, timeout_
     "lease_epoch", epoch, "lease_id", lease_id, "at", expires, "attempt", index,
     "attempt_id", kept_id ~= lease_id and kept_id or false, "worker", worker or false,
     "started_at", x.started_at or p.now, "attempt_started_at", (x.started_at and not resumed) and p.now or x.attempt_started_at or false,
-    "attempt_deadline_at", deadline or false, "attempt_left_ms", false, "ended_by", false,
+    "attempt_deadline_at", deadline or false, "attempt_left_ms", false, "ended_by", x.ended_by and "-",
     "grant", false, "reason", false)
 end
 

@@ -71,7 +71,9 @@ local function node(tree, i, raw)
     if one.by == "distinct_waitpoints" and one.need > #list then return nil end
   elseif kind == "operator_only" then
     tree.operators[#tree.operators + 1] = i
-  elseif kind ~= "timeout_only" then
+  elseif kind == "timeout_only" then
+    tree.needs_time = true   -- a member of an all_of, or alone: nothing else ends it
+  else
     return nil
   end
   if above then above.members = above.members + 1 end

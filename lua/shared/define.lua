@@ -69,25 +69,26 @@ local function compile(spec)
   return plan
 end
 
--- Optional arguments carry a presence mark: "" is absent, "=" and the value is present.
-local function take(field, raw, p)
-  if field.optional then
-    if raw == "" then return nil, true end
-    if string.byte(raw) ~= 61 then return nil, false end
-    raw = string.sub(raw, 2)
-  end
-  local value = field.read(raw, p)
-  return value, value ~= nil
-end
-
+-- The values of a call by name, or nil and what is wrong. Optional arguments carry a presence mark: "" is absent, "="
+-- and the value is present.
 local function parse(plan, argv, p)
-  local a, n = {}, #plan.fields
+  local a, fields = {}, plan.fields
+  local n = #fields
   for i = 1, n do
-    local field, raw = plan.fields[i], argv[i]
-    if raw == nil then return nil, field.name .. " is missing" end
-    local value, ok = take(field, raw, p)
-    if not ok then return nil, field.name .. " is not readable" end
-    a[field.name] = value
+    local field, value = fields[i], argv[i]
+    if not value then return nil, field.name .. " is missing" end
+    if field.optional then
+      if value == "" then value = nil
+      elseif string.byte(value) ~= 61 then return nil, field.name .. " is not readable"
+      else value = string.sub(value, 2) end
+    end
+    if value then
+      if not field.bytes then
+        value = field.read(value, p)
+        if value == nil then return nil, field.name .. " is not readable" end
+      end
+      a[field.name] = value
+    end
   end
   if plan.rows then
     local columns, rows, at = plan.columns, {}, n + 2
@@ -97,15 +98,14 @@ local function parse(plan, argv, p)
     for r = 1, count do
       local row = {}
       for c = 1, width do
-        local field, raw = columns[c], argv[at]
-        -- One bad row must not fail its neighbours: it is marked, and the body refuses that row alone.
-        if not field.optional then
-          local value = field.read(raw, p)
-          if value == nil then row.bad = field.name end
-          row[field.name] = value
-        elseif raw ~= "" then
-          local value = field.read(string.sub(raw, 2), p)
-          if value == nil then row.bad = field.name end
+        local field, value = columns[c], argv[at]
+        if field.optional then value = value ~= "" and string.sub(value, 2) or nil end
+        if value then
+          if not field.bytes then
+            value = field.read(value, p)
+            -- One bad row must not fail its neighbours: it is marked, and the body refuses that row alone.
+            if value == nil then row.bad = field.name end
+          end
           row[field.name] = value
         end
         at = at + 1

@@ -5,21 +5,16 @@
 --   uuid from to epoch attempt lane lease_id reason...
 -- with "-" for what is empty (the lease id stands where a lease begins); only the reason may hold spaces, so it comes last.
 -- What is no transition but belongs to an execution has its state twice, and says in the first word of the reason what
--- it is (signal, pause_pending, approved, ...): ffsdk/events.py tells kinds of subscriptions by these words.
+-- it is (signal, pause_pending, steps_unclaimed, ...): ffsdk/events.py tells kinds of subscriptions by these words.
 -- From and to are the same word for what happened without a move: signals and waitpoints (signal.lua says how they read).
 
 local events = {}
 
 function events.add(p, x, from, to, why)
-  local list = p.event_writes
-  if not list then
-    list = {}
-    p.event_writes = list
-  end
-  local n = #list
-  list[n + 1] = "e"
-  list[n + 2] = x.id .. " " .. (from or "-") .. " " .. to .. " " .. (x.lease_epoch or "0") .. " " .. (x.attempt or "-")
+  local text = x.id .. " " .. (from or "-") .. " " .. to .. " " .. (x.lease_epoch or "0") .. " " .. (x.attempt or "-")
     .. " " .. x.lane .. " " .. (to == "active" and x.lease_id or "-") .. " " .. (why or "-")
+  local list = p.event_writes
+  if list then list[#list + 1], list[#list + 2] = "e", text else p.event_writes = { "e", text } end
 end
 
 -- What an operator did to the partition rather than to one execution, as text.
@@ -34,6 +29,9 @@ function events.flush(p)
   local list = p.event_writes
   if list then
     p.event_writes = nil
-    redis.call("XADD", keys.events(p), "MAXLEN", "~", LIMITS.EVENTS_N, string.format("%.0f-*", p.now), unpack(list))
+    -- One entry, unless there is more to tell than one command takes: a tick may close many waitpoints.
+    for from = 1, #list, 4000 do
+      redis.call("XADD", keys.events(p), "MAXLEN", "~", LIMITS.EVENTS_N, record.text(p, p.now) .. "-*", unpack(list, from, math.min(#list, from + 3999)))
+    end
   end
 end

@@ -99,11 +99,13 @@ function journal.put(p, x, key, kind, status, name, value, version)
 end
 
 -- Entries from a number on, as many as `bytes` holds: { entry, ... }, and their bytes. `least`: so many in any case.
-function journal.page(p, x, from, upto, bytes, least)
+-- `mean`: how large they are. Where a few fill the page, each is read by itself: what does not fit is read for nothing.
+function journal.page(p, x, from, upto, bytes, least, mean)
   local out, n, size, key = {}, 0, 0, keys.journal(p, x.id)
+  local chunk = mean * CHUNK <= bytes and CHUNK or 1
   while from <= upto do
     local numbers = {}
-    for seq = from, math.min(from + CHUNK - 1, upto) do numbers[#numbers + 1] = seq end
+    for seq = from, math.min(from + chunk - 1, upto) do numbers[#numbers + 1] = seq end
     local got = redis.call("HMGET", key, unpack(numbers))
     for i = 1, #numbers do
       if not got[i] or (n >= least and size + #got[i] > bytes) then return out, size end
@@ -118,8 +120,8 @@ end
 -- What a claim tells of it, with the first entries, or nil; and the bytes of these.
 function journal.head(p, x)
   if not x.journal and not x.unpinned then return nil, 0 end
-  local count = journal.size(p, x)
-  local entries, size = journal.page(p, x, 1, count, LIMITS.JOURNAL_HEAD_BYTES, 0)
+  local count, has = journal.size(p, x)
+  local entries, size = journal.page(p, x, 1, count, LIMITS.JOURNAL_HEAD_BYTES, 0, has / math.max(1, count))
   return { x.journal or journal.origin(x), count, x.unpinned and 1 or 0, entries }, size
 end
 

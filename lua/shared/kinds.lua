@@ -168,10 +168,10 @@ local function worker(c, key)
 end
 
 -- A stream of an attempt is one that the execution knows of, or nobody would ever remove it.
-local function of_attempt(c, key, id, index)
+local function of_attempt(c, key, id, attempt_no)
   if redis.call("EXISTS", keys.core(c.p, id)) == 0 then return orphan(c, key, id) end
   local list = stream.attempts(c.p, id)
-  for i = 1, #list do if list[i][1] == index then return end end
+  for i = 1, #list do if list[i][1] == attempt_no then return end end
   check.say(c, "I18", c.p.id_prefix .. id, check.object(c.p, key) .. " is of an attempt that is not known to have frames", "delete the key", check.object(c.p, key))
 end
 
@@ -240,8 +240,8 @@ local function places(c, key, id)
   for i = 1, #kids_seen do c.kids[#c.kids + 1] = { id, kids_seen[i], by_kid[kids_seen[i]] } end
   if open ~= there then check.say(c, "I15", full, "counts " .. open .. " open waitpoints, there are " .. there, "", object) end
   if there > 0 and state.is_terminal(x.state) then check.say(c, "I15", full, "has ended and waitpoints are open", "", object) end
-  local timer = tonumber(redis.call("ZSCORE", keys.timers(p), "waitpoint:" .. id) or "0")
-  if timer ~= next_at then check.say(c, "I5", full, string.format("a waitpoint closes at %.0f and its timer is %.0f", next_at, timer), "", object) end
+  local armed_at = tonumber(redis.call("ZSCORE", keys.timers(p), "waitpoint:" .. id) or "0")
+  if armed_at ~= next_at then check.say(c, "I5", full, string.format("a waitpoint closes at %.0f and its timer is %.0f", next_at, armed_at), "", object) end
 end
 
 local function place(c, key, id, text)
@@ -289,7 +289,8 @@ local function message(c, key, field, text)
 end
 
 local function kid(c, key, field, text)
-  local kind, sound = string.sub(field, 1, 1), true
+  local kind = string.sub(field, 1, 1)
+  local sound
   if field == "current" then sound = string.match(redis.call("HGET", key, "k" .. text) or "", " 0$") ~= nil
   elseif kind == "k" then sound = string.find(text, "^%x+ %d+$") and ((string.find(text, " 0$") ~= nil) == (redis.call("HGET", key, "current") == string.sub(field, 2)))
   else sound = string.find(text, "^%d+$") and (kind == "n" or field == "opened") end

@@ -20,11 +20,24 @@ function lanes.order_changed(p, lane)
   lanes.note(p, "k" .. lane.no, (lane.keyed and "1 " or "0 ") .. (lane.aged or 0) .. " " .. (lane.moving or 0))
 end
 
+-- The names of a lane's words, made once per process: every call asks for them.
+local words, words_n = {}, 0
+local function words_of(number)
+  local list = words[number]
+  if not list then
+    list = { "s" .. number, "f" .. number, "k" .. number, "c" .. number, "y" .. number, "a" .. number }
+    if words_n >= LIMITS.LANES_N then words, words_n = {}, 0 end
+    words[number], words_n = list, words_n + 1
+  end
+  return list
+end
+
 local function opened(p, name, number)
-  local got = redis.call("HMGET", p.key, "s" .. number, "f" .. number, "k" .. number, "c" .. number, "y" .. number, "a" .. number)
+  local got = redis.call("HMGET", p.key, unpack(words_of(number)))
   local lane = { no = number, name = name, state = got[1] or "active", turn = tonumber(got[2] or "0"),
     now = p.now, keyed = false, revision = tonumber(got[4] or "0"),
     bytes = got[5] and tonumber(got[5]) or nil, active = tonumber(got[6] or "0") }
+  lane.turn_was = lane.turn
   if got[3] then read_order(lane, got[3]) end
   p.lanes[number] = lane
   return lane
@@ -82,8 +95,8 @@ end
 function lanes.changed(p, lane)
   if not lane.dirty then
     lane.dirty = true
-    p.dirty_lanes = p.dirty_lanes or {}
-    table.insert(p.dirty_lanes, lane)
+    local list = p.dirty_lanes
+    if list then list[#list + 1] = lane else p.dirty_lanes = { lane } end
   end
 end
 
@@ -94,24 +107,29 @@ function lanes.flush(p)
   for i = 1, #list do
     local lane = list[i]
     lane.dirty = nil
-    lanes.note(p, "f" .. lane.no, record.text(p, lane.turn))
-    lanes.note(p, "a" .. lane.no, lane.active)
+    local fields = words_of(lane.no)
+    if lane.turn ~= lane.turn_was then lanes.note(p, fields[2], record.text(p, lane.turn)) end
+    lanes.note(p, fields[6], lane.active)
   end
 end
 
 -- A header word as this call leaves it; "" when there is none.
 function lanes.noted(p, field)
   local set = p.header_writes
-  return set and set.at[field] or redis.call("HGET", p.key, field) or ""
+  return set and set.at[field] and set[set.at[field]] or redis.call("HGET", p.key, field) or ""
 end
 
 -- Remember a header word of this partition; written once, when the call closes.
 function lanes.note(p, field, value)
   local set = p.header_writes
   if not set then
-    set = { at = {}, order = {} }
-    p.header_writes = set
+    p.header_writes = { field, value, nil, nil, at = { [field] = 2 }, n = 2 }
+    return
   end
-  if set.at[field] == nil then set.order[#set.order + 1] = field end
-  set.at[field] = value
+  local at = set.at[field]
+  if not at then
+    at = set.n + 2
+    set.n, set.at[field], set[at - 1] = at, at, field
+  end
+  set[at] = value
 end

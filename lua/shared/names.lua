@@ -8,7 +8,7 @@ function names.is_name(text) return text ~= "" and #text <= LIMITS.NAME_BYTES an
 -- Lane names share a table with rows of its own, which begin with "#".
 function names.is_lane(text) return names.is_name(text) and not string.find(text, "#", 1, true) end
 -- Worker instances, clients, tickers: part of lease ids and channels.
-function names.is_instance(text) return text ~= "" and #text <= LIMITS.WORKER_INSTANCE_BYTES and not string.find(text, "[%c%s\128-\255]") end
+function names.is_instance(text) return text ~= "" and #text <= LIMITS.WORKER_INSTANCE_BYTES and not string.find(text, "[^!-~]") end
 -- Tag keys carry a namespace of their owner: "shop.tenant".
 function names.is_tag_key(text) return #text <= LIMITS.NAME_BYTES and string.find(text, "^[a-z][a-z0-9_]*%.[%w_.%-]+$") ~= nil end
 

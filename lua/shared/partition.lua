@@ -16,7 +16,7 @@ function partition.open(key, absent, reads_only)
   if not tag or absent ~= keys.absent(key) then return nil end
   local got = redis.call("HMGET", key, "v", "hwm", "offset", "ticker_until")
   local p = { key = key, tag = tag, id_prefix = tag .. ":", id_prefix_n = #tag + 1, ready = got[1] and true or false,
-    server_ms = clock.server_ms(), hwm = tonumber(got[2] or "0"), offset = tonumber(got[3] or "0"),
+    server_ms = clock.server_ms(), hwm = tonumber(got[2] or "0"), offset = got[3] ~= "0" and tonumber(got[3]) or 0,
     grace_until = 0, ticker_until = tonumber(got[4] or "0"), holds_n = 0, gate_until = 0,
     lanes = {}, lane_numbers = {}, texts = {}, replays_n = 0 }
   p.now = clock.now_ms(p.server_ms, p.hwm, p.offset)
@@ -54,6 +54,7 @@ end
 -- Flush in this order: indexes, then timers, then the feed, then bells. A worker that is rung asks
 -- after this function has ended, so it finds the job.
 function partition.flush(p)
+  waitpoints.flush(p)
   queue.flush(p)
   if p.new_lanes then
     for i = 1, #p.new_lanes do timers.reap(p, "idle", p.new_lanes[i], p.now + LIMITS.LANE_IDLE_MS) end
@@ -77,12 +78,7 @@ function partition.flush(p)
   local set = p.header_writes
   if set then
     p.header_writes = nil
-    local flat = {}
-    for i = 1, #set.order do
-      flat[#flat + 1] = set.order[i]
-      flat[#flat + 1] = set.at[set.order[i]]
-    end
-    redis.call("HSET", p.key, unpack(flat))
+    redis.call("HSET", p.key, unpack(set, 1, set.n))
   end
 end
 

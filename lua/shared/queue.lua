@@ -14,24 +14,18 @@ local NO_SETS = {}
 -- Collected index writes, one ZADD and one ZREM per index and call.
 function queue.note(p, key, id, value)
   local all = p.index_writes
-  if not all then
-    all = { at = {}, order = {} }
-    p.index_writes = all
-  end
-  local set = all.at[key]
-  if not set then
-    set = { at = {}, order = {}, n = 0 }
-    all.at[key] = set
-    all.order[#all.order + 1] = key
-  end
-  timers.note(set, id, value)
+  local set = all and all[key]
+  if set then return timers.note(set, id, value) end
+  set = timers.begun(id, value)
+  if all then all[key], all[#all + 1] = set, key
+  else p.index_writes = { key, [key] = set } end
 end
 
 function queue.flush(p)
   local all = p.index_writes
   if not all then return end
   p.index_writes = nil
-  for i = 1, #all.order do timers.write(all.order[i], all.at[all.order[i]]) end
+  for i = 1, #all do timers.write(all[i], all[all[i]]) end
 end
 
 -- Every key that holds ready jobs of a lane: { capability set, key, a word for it }. While the lane is ordered anew

@@ -21,7 +21,7 @@ local SHORT = {
   attempt = "ai", lease_epoch = "ep", lease_id = "li", attempt_id = "at",  -- attempt_id only where it differs
   worker = "w", heard = "h",                      -- worker only where lease_id does not say
   attempt_deadline_at = "ax", attempt_left_ms = "al", deadline_at = "dl", deadline_ms = "dm",
-  ended_by = "op",                                 -- the operation that ended the last lease, for replays of it
+  ended_by = "op",                                 -- the operation that ended the last lease, for replays of it; "-": another has begun
   retries = "rt", crashes = "cr", unseen = "un", hand_backs = "hb", replays = "rp", run = "rn",
   schema = "sv",                                   -- absent: the first
   eligible_at = "el",                              -- since when it waits, where that is not its creation (an aged lane asks)
@@ -29,6 +29,7 @@ local SHORT = {
   journal = "jn",                                  -- there is one: the run it began in and the task version that began it
   suspension = "su", suspend_until = "sq",         -- it waits or has waited; until when, while it does
   waitpoints = "wp", streams = "sm",               -- it has opened some; the last attempt that has emitted frames
+  signals_n = "sl",                                -- how many signals it takes, where its policy says fewer than anybody may send
   paused = "pa", unpinned = "uv",                  -- an operator's pause; any version of its task may run it
   flow = "fl", saga_open = "sg", pending_outcome = "pq", size = "z", more = "x",
 }
@@ -61,12 +62,14 @@ function record.load_all(p, id)
     flat = record.migrate(p, key, flat)
     n = #flat
   end
-  local long, x = LONG or long_names(), { id = id, key = key }
+  -- What many records have stands in the constructor: a table that grows field by field is laid out anew five times.
+  local long, x = LONG or long_names(), { id = id, key = key, state = false, lane = false, task = false, created_at = false,
+    policy = false, turn = false, lease_epoch = false, lease_id = false, at = false, priority = false, detail = false, fair = false,
+    digest = false, result = false, next = "initial" }
   for i = 1, n, 2 do
     local name = long[flat[i]]
     if name then x[name] = flat[i + 1] end -- a field of a newer release is kept and left alone
   end
-  x.next = x.next or "initial"
   if x.lease_id then
     x.attempt = x.attempt or "0"
     x.started_at = x.started_at or x.lease_epoch
@@ -88,13 +91,22 @@ function record.load(p, id)
     started_at = lease_id and r[8] }
 end
 
--- The same for what is about to be leased: one that was leased before is read whole.
+-- The same for what is about to be leased: one that was leased before is read whole, and so is the next one, which
+-- will be like it: those that resume come in rows.
 function record.load_queued(p, id)
   if p.whole then return record.load_all(p, id) end
+  if p.leased_before then
+    local x = record.load_all(p, id)
+    p.leased_before = x and x.lease_id
+    return x
+  end
   local key = keys.core(p, id)
   local r = redis.call("HMGET", key, "s", "x", "li", "l", "t", "c", "po", "p", "d")
   if not r[1] then return nil end
-  if r[2] or r[3] then return record.load_all(p, id) end
+  if r[2] or r[3] then
+    p.leased_before = r[3]
+    return record.load_all(p, id)
+  end
   return { id = id, key = key, state = r[1], lane = r[4], task = r[5], created_at = r[6], policy = r[7],
     priority = r[8], detail = r[9], next = "initial" }
 end
@@ -121,22 +133,6 @@ function record.load_leased(p, id)
   local lease_id = r[3]
   return { id = id, key = key, state = r[1], lease_epoch = r[2], lease_id = lease_id, at = r[4], journal = r[5], heard = r[6],
     attempt_id = r[7], attempt = r[8] or lease_id and "0", cancel_until = r[9], next = "initial", partial = true }
-end
-
--- The same with what it takes to suspend, to take a signal and to go on, in one read. Whoever ends the execution, or does
--- anything else with it, loads it whole.
-function record.load_waiting(p, id)
-  if p.whole then return record.load_all(p, id) end
-  local key = keys.core(p, id)
-  local r = redis.call("HMGET", key, "s", "x", "l", "ep", "li", "u", "at", "ai", "n", "b", "p", "q", "cp", "fk", "c", "el", "po", "d", "v", "rn",
-    "h", "op", "un", "ax", "al", "cq", "jn", "su", "sq", "wp", "sm", "pa", "pq", "uv")
-  if not r[1] then return nil end
-  local lease_id = r[5]
-  return { id = id, key = key, state = r[1], more = r[2], lane = r[3], lease_epoch = r[4], lease_id = lease_id, at = r[6], attempt_id = r[7],
-    attempt = r[8] or lease_id and "0", next = r[9] or "initial", reason = r[10], priority = r[11], turn = r[12], cap = r[13], fair = r[14],
-    created_at = r[15], eligible_at = r[16], policy = r[17], detail = r[18], version = r[19], run = r[20], heard = r[21], ended_by = r[22],
-    unseen = r[23], attempt_deadline_at = r[24], attempt_left_ms = r[25], cancel_until = r[26], journal = r[27], suspension = r[28],
-    suspend_until = r[29], waitpoints = r[30], streams = r[31], paused = r[32], pending_outcome = r[33], unpinned = r[34] }
 end
 
 -- A record's flat fields as this release writes them; stored so, unless the call only reads. While policies in use are

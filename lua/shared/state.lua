@@ -176,8 +176,10 @@ local function owe(p, x, outcome, why, ...)
 end
 
 -- What else ends with an execution: called by the door with (p, x, outcome) for records that have rare fields, before
--- the move. Later chapters add theirs while the library loads.
-state.at_end = {}
+-- the move. Later chapters add theirs while the library loads; one of them says how a wait is abandoned.
+local at_end, abandon = {}, nil
+function state.on_end(close) at_end[#at_end + 1] = close end
+function state.on_abandon(leave_it) abandon = leave_it end
 
 -- The one door to a terminal state. Closes lease, timers and indexes, keeps the outcome, tells waiters,
 -- arms retention. An open saga turns the end into a claim for its compensations: the outcome waits.
@@ -187,14 +189,14 @@ function state.finish(p, x, outcome, why, name, value, ...)
     state.step(p, x, outcome, why, "at", record.text(p, p.now), name, value)
     return retention_due(p, x)
   end
-  if x.state == "suspended" then state.abandon(p, x) end
+  if x.state == "suspended" then abandon(p, x) end
   if x.saga_open then
     if not x.pending_outcome then return owe(p, x, outcome, why, name, value, ...) end
     -- Whatever became of the compensations, the execution ends as it was going to.
     outcome = x.pending_outcome
     record.write(p, x, "saga_open", false, "pending_outcome", false)
   end
-  for i = 1, #state.at_end do state.at_end[i](p, x, outcome) end
+  for i = 1, #at_end do at_end[i](p, x, outcome) end
   if x.deadline_at then timers.clear(p, "deadline", x.id) end
   if x.cancel_until or x.reason or x.waiter or x.attempt_deadline_at or x.grant then
     if x.cancel_until then timers.clear(p, "cancel_grace", x.id) end
@@ -202,7 +204,7 @@ function state.finish(p, x, outcome, why, name, value, ...)
     record.write(p, x, "cancel_until", false, "reason", false, "waiter", false, "attempt_deadline_at", false, "grant", false)
   end
   -- An earlier report (a delay, a retry) is not what ended it: sent again, it is told of the end.
-  if x.ended_by and name ~= "ended_by" then record.write(p, x, "ended_by", false) end
+  if x.ended_by and x.ended_by ~= "-" and name ~= "ended_by" then record.write(p, x, "ended_by", false) end
   state.move(p, x, outcome, why, "at", p.now, name, value, ...)
   retention_due(p, x)
 end

@@ -78,7 +78,8 @@ function stream.add(p, x, s, row, maxlen)
   s.seq = seq
   local id = record.text(p, s.ms) .. "-" .. seq
   if s.index ~= x.attempt then begin(p, x, s, id) end
-  local bytes, most, key = #row.payload, maxlen, nil
+  local bytes, most = #row.payload, maxlen
+  local key
   if row.mode == "append" then
     s.kept_size = average(s.kept_size, bytes)
     most = most or room(LIMITS.STREAM_FRAMES_N, LIMITS.STREAM_BYTES, s.kept_size)
@@ -112,8 +113,8 @@ end
 -- Keep how far the streams are, and tell whoever reads.
 function stream.close(p, x, s)
   if not s.last then return end
-  redis.call("HSET", s.key, "at", string.format("%s %s %.0f %.0f %.0f %.0f %s %.0f %s", s.index, record.text(p, s.ms), s.seq, s.n, s.kept_size,
-    s.live_size, s.epoch, s.op, s.op_id))
+  redis.call("HSET", s.key, "at", string.format("%s %s %d %d %d %d %s %s %s", s.index, record.text(p, s.ms), s.seq, s.n, s.kept_size,
+    s.live_size, s.epoch, record.text(p, s.op), s.op_id))
   wake.readers(p, x, s.last)
 end
 
@@ -179,6 +180,18 @@ function stream.read(p, id, index, from, to, limit, out, take, kept_only)
     s.at = s.at + 1
   end
   return (head(kept) or head(live)) ~= nil
+end
+
+-- How many kept frames of an attempt are gone, if this is the oldest one that is left; 0: there is an older one.
+function stream.dropped_before(p, id, index, oldest)
+  local key = key_of(p, { id = id }, index, "append")
+  if #redis.call("XRANGE", key, "-", "(" .. oldest, "COUNT", 1) > 0 then return 0 end
+  local told, kept, added = redis.call("XINFO", "STREAM", key), 0, 0
+  for i = 1, #told, 2 do
+    if told[i] == "length" then kept = tonumber(told[i + 1])
+    elseif told[i] == "entries-added" then added = tonumber(told[i + 1]) end
+  end
+  return math.max(0, added - kept)
 end
 
 -- The attempts that have frames here, in order: { index, id of the first }.

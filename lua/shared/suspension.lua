@@ -25,9 +25,7 @@ suspension.REASONS = { waiting_for_signal = "waiting_for_signal", waiting_for_ap
 
 suspension.FIELDS_N = 11
 
-local function text(value) return #value .. ":" .. value end
-
-local function pack(signal) return signal.packed or waitpoints.packed(signal) end
+local text = waitpoints.text
 
 -- The texts of a value.
 function suspension.unpack(value)
@@ -46,8 +44,9 @@ end
 local POLICY = "^(%d) (%d) (%d) (%d+) (%S+) (%d+) (%d+) "
 local function policy_text(p, spec, span)
   return (spec.consume and "1 " or "0 ") .. (spec.close and "1 " or "0 ") .. (spec.retain and "1 " or "0 ")
-    .. (spec.resume_delay_ms and string.format("%.0f ", spec.resume_delay_ms) or "0 ") .. spec.behavior .. " " .. string.format("%.0f ", span)
-    .. string.format("%.0f ", spec.version or 1) .. record.text(p, p.now) .. " " .. spec.requested_by .. " " .. spec.reason_code
+    .. (spec.resume_delay_ms and record.text(p, spec.resume_delay_ms) or "0") .. " " .. spec.behavior .. " "
+    .. (span > 0 and record.text(p, span) or "0") .. " " .. (spec.version and record.text(p, spec.version) or "1") .. " "
+    .. record.text(p, p.now) .. " " .. spec.requested_by .. " " .. spec.reason_code
 end
 
 -- When a suspension began, on whose behalf, and why: of its field p.
@@ -84,8 +83,12 @@ end
 
 -- Waitpoints of a suspension that is over: closed, or open again for what comes later.
 local function let_go(p, x, list, close, retain, reason)
-  for id in string.gmatch(list, "%S+") do
-    if close then waitpoints.close(p, x, id, reason) else waitpoints.release(p, x, id, retain) end
+  local ids = {}
+  for id in string.gmatch(list, "%S+") do ids[#ids + 1] = id end
+  -- What they keep is dropped with them.
+  if reason ~= "ended" and (close or not retain) then waitpoints.gather(p, x, ids, true) end
+  for i = 1, #ids do
+    if close then waitpoints.close(p, x, ids[i], reason) else waitpoints.release(p, x, ids[i], retain) end
   end
 end
 
@@ -123,6 +126,7 @@ end
 -- Signals that waitpoints have kept, in order of arrival over all of them: { waitpoint's number, signal }.
 local function early(p, x, spec)
   local all = {}
+  waitpoints.gather(p, x, spec.waitpoints)
   for i = 1, #spec.waitpoints do
     if not (spec.fresh and spec.fresh[i]) then
       local kept = waitpoints.buffered(p, x, spec.waitpoints[i])
@@ -136,16 +140,18 @@ end
 -- What the signals kept so far make of a condition. Reads only; the answer goes to suspension.begin. A refusal comes
 -- second. spec: id, condition (text), waitpoints (ids in order), fresh (which of them were just made), reason_code,
 -- requested_by, behavior, timeout_at (nil: none), consume, close, retain (policy), resume_delay_ms, pointer, key,
--- step, name, version.
+-- step, name, version, ring (see suspension.answered; nil: not read yet).
+local NOTHING = { signals = {}, packed = {}, met = false }
 function suspension.weigh(p, x, spec)
+  local all = early(p, x, spec)
+  if #all == 0 then return NOTHING end
   local tree, st = condition.read(spec.condition), condition.state(nil)
   local got = { state = st, signals = {}, packed = {}, bytes = 0, met = false }
-  local all = early(p, x, spec)
   for i = 1, #all do
     local effect, met = condition.offer(tree, st, all[i][1], all[i][2])
     if effect == "counted" then
       got.signals[#got.signals + 1] = all[i][2]
-      got.packed[#got.packed + 1] = pack(all[i][2])
+      got.packed[#got.packed + 1] = all[i][2].packed
       got.bytes = got.bytes + #got.packed[#got.packed]
       if got.bytes > LIMITS.MATCHED_BYTES then return nil, reply.reject("signal_limit_exceeded", "the signals kept are over " .. LIMITS.MATCHED_BYTES .. " bytes") end
     end
@@ -157,11 +163,11 @@ function suspension.weigh(p, x, spec)
   return got
 end
 
--- What idempotency keys were answered survives the suspensions they were of: flat pairs of fields, with the new one.
-local function remembered(p, x, key, spec, outcome)
-  local flat = {}
-  local ring = x.suspension and redis.call("HGET", key, "K")
-  if not ring and not spec.key then return flat end
+-- What idempotency keys were answered survives the suspensions they were of: their fields, with the new one, go to `flat`.
+local function remember(p, x, key, spec, outcome, flat)
+  local ring = spec.ring
+  if ring == nil then ring = x.suspension and redis.call("HGET", key, "K") end
+  if not ring and not spec.key then return end
   local names = {}
   for name in string.gmatch(ring or "", "%S+") do names[#names + 1] = name end
   local kept = #names > 0 and redis.call("HMGET", key, unpack(names)) or {}
@@ -178,21 +184,21 @@ local function remembered(p, x, key, spec, outcome)
     flat[#flat + 1], flat[#flat + 2] = mine, outcome .. " " .. spec.id .. " " .. record.fence(x) .. " " .. #spec.waitpoints .. " " .. table.concat(spec.waitpoints, " ")
   end
   flat[#flat + 1], flat[#flat + 2] = "K", table.concat(order, " ")
-  return flat
 end
 
 -- The first answer of a suspend call that is sent again, by its key or its id: outcome, suspension id, waitpoint ids,
--- and the fence it was made under.
+-- and the fence it was made under. Last, also for a new call, which keys were answered (spec.ring of suspension.begin).
 function suspension.answered(p, x, id, key)
-  if not x.suspension then return nil end
-  local r = redis.call("HMGET", keys.suspension(p, x.id), "i", "o", "w", key and "k" .. string.sub(redis.sha1hex(key), 1, 20) or "-")
-  local list, outcome, was, held = r[3], nil, id, nil
+  if not x.suspension then return nil, nil, nil, nil, false end
+  local r = redis.call("HMGET", keys.suspension(p, x.id), "i", "o", "w", key and "k" .. string.sub(redis.sha1hex(key), 1, 20) or "-", "K")
+  local list, was = r[3], id
+  local outcome, held
   if r[4] then
     outcome, was, held, list = string.match(r[4], "^(%S+) (%S+) (%S* %S+ %S+) %d+ ?(.*)$")
   elseif r[1] == id and r[2] then
     outcome, held = string.match(r[2], "^(%S+) (.*)$")
   else
-    return nil
+    return nil, nil, nil, nil, r[5]
   end
   local out = {}
   for one in string.gmatch(list or "", "%S+") do out[#out + 1] = one end
@@ -204,31 +210,27 @@ end
 function suspension.begin(p, x, spec, got)
   local key, why = keys.suspension(p, x.id), "signal"
   local outcome = got.met and "already_satisfied" or "suspended"
-  local set = remembered(p, x, key, spec, outcome)
+  local list = table.concat(spec.waitpoints, " ")
+  local set = { "i", spec.id, "w", list, "p", policy_text(p, spec, spec.timeout_at and math.max(1, spec.timeout_at - p.now) or 0),
+    spec.step and "s" or "o", spec.step and spec.step .. " " .. spec.name or outcome .. " " .. record.fence(x) }
+  remember(p, x, key, spec, outcome, set)
   if x.suspension then redis.call("UNLINK", key) end
   local n = #set
-  local function put(field, value) set[n + 1], set[n + 2], n = field, value, n + 2 end
-  put("i", spec.id)
-  put("w", table.concat(spec.waitpoints, " "))
-  local span = spec.timeout_at and math.max(1, spec.timeout_at - p.now) or 0
-  put("p", policy_text(p, spec, span))
-  if spec.step then put("s", spec.step .. " " .. spec.name) else put("o", outcome .. " " .. record.fence(x)) end
-  if spec.pointer and spec.pointer ~= "" then put("l", spec.pointer) end
+  if spec.pointer and spec.pointer ~= "" then set[n + 1], set[n + 2], n = "l", spec.pointer, n + 2 end
   if got.met then
     redis.call("HSET", key, unpack(set))
     local value = value_of(p, why, table.concat(got.packed))
     keep(p, x, key, spec.step, spec.name, spec.version, why, value)
     if spec.consume then waitpoints.consume(p, x, got.signals) end
-    let_go(p, x, table.concat(spec.waitpoints, " "), spec.close, spec.retain, "resumed")
+    let_go(p, x, list, spec.close, spec.retain, "resumed")
     if not x.suspension then record.write(p, x, "suspension", "1") end
     return outcome, value
   end
-  put("c", spec.condition)
+  set[n + 1], set[n + 2], n = "c", spec.condition, n + 2
   if #got.packed > 0 then
-    put("m", #got.packed .. " " .. got.bytes)
+    set[n + 1], set[n + 2], n = "m", #got.packed .. " " .. got.bytes, n + 2
     for k = 1, #got.packed do
-      put("m" .. k, got.packed[k])
-      put("q" .. k, got.signals[k].seq .. "")
+      set[n + 1], set[n + 2], set[n + 3], set[n + 4], n = "m" .. k, got.packed[k], "q" .. k, got.signals[k].seq .. "", n + 4
     end
     for k = 1, #got.state.set do set[n + k] = got.state.set[k] end
   end
@@ -271,7 +273,7 @@ function suspension.signal(p, x, waitpoint, signal)
   local tree, st = condition.read(w.condition), condition.state(key)
   local effect, met = condition.offer(tree, st, waitpoint, signal)
   if effect ~= "counted" then return EFFECT[effect], false end
-  local packed = pack(signal)
+  local packed = signal.packed
   if met then
     local before = signals_text(p, x, w.n)
     resume(p, x, w, "signal", before .. packed, w.delay_ms, "signal")
@@ -288,16 +290,20 @@ function suspension.signal(p, x, waitpoint, signal)
   return "appended_to_waitpoint", w.consume
 end
 
--- An operator lets it go on: that meets what waits for an operator; where nothing does (any more), it ends the wait as
--- it stands. Whether it goes on.
-function suspension.approve(p, x, delay_ms)
+-- An operator lets it go on: that meets what waits for an operator, and no more: a second word takes nobody else's part.
+-- A condition in which nothing does ends as it stands; so does any when it is forced. Whether it goes on.
+function suspension.approve(p, x, delay_ms, forced)
   local w = open_one(p, x)
-  local key = keys.suspension(p, x.id)
+  local key, tree = keys.suspension(p, x.id), condition.read(w.condition)
   local st = condition.state(key)
-  local any, met = condition.approve(condition.read(w.condition), st)
-  if any and not met then
-    redis.call("HSET", key, unpack(st.set))
-    events.add(p, x, x.state, x.state, "approved")
+  local any, met = condition.approve(tree, st)
+  if #tree.operators > 0 and not met and not forced then
+    if any then
+      redis.call("HSET", key, unpack(st.set))
+      events.add(p, x, x.state, x.state, "approved")
+    else
+      fence.replayed(p)
+    end
     return false
   end
   resume(p, x, w, "operator", signals_text(p, x, w.n), delay_ms, "operator")
@@ -349,13 +355,29 @@ local function give_back(p, x, w)
 end
 
 -- An execution ends while it waits.
-function state.abandon(p, x)
+state.on_abandon(function(p, x)
   local w = open_one(p, x)
   if w.consume and w.n > 0 then give_back(p, x, w) end
   redis.call("HSET", keys.suspension(p, x.id), "y", "ended " .. record.text(p, p.now))
   let_go(p, x, w.waitpoints, true, false, "ended")
   timers.clear(p, "suspension", x.id)
   if x.suspend_until then record.write(p, x, "suspend_until", false) end
+end)
+
+-- A replay waits anew where its execution ended while it waited: what that call was answered is no answer any more.
+function suspension.reopen(p, x)
+  local key = keys.suspension(p, x.id)
+  local r = redis.call("HMGET", key, "i", "y", "K")
+  if not string.find(r[2] or "", "^ended ") then return end
+  redis.call("HDEL", key, "o")
+  local names, left = {}, {}
+  for name in string.gmatch(r[3] or "", "%S+") do names[#names + 1] = name end
+  local kept = #names > 0 and redis.call("HMGET", key, unpack(names)) or names
+  for i = 1, #names do
+    if kept[i] and string.match(kept[i], "^%S+ (%S+) ") == r[1] then redis.call("HDEL", key, names[i])
+    else left[#left + 1] = names[i] end
+  end
+  if #left < #names then redis.call("HSET", key, "K", table.concat(left, " ")) end
 end
 
 -- Nothing of earlier suspensions is remembered.
@@ -365,4 +387,4 @@ function suspension.clear(p, x)
   record.write(p, x, "suspension", false)
 end
 
-journal.at_restart[#journal.at_restart + 1] = suspension.clear
+journal.on_restart(suspension.clear)

@@ -9,23 +9,22 @@
 
 local timers = {}
 
--- The last word on a member wins; `order` keeps what is written independent of table order.
+-- The last word on a member wins; members stand in the set in the order they came, words in `at`.
 function timers.note(set, member, value)
   if set.at[member] == nil then
     local n = set.n + 1
     set.n = n
-    set.order[n] = member
+    set[n] = member
   end
   set.at[member] = value
 end
 
+-- A set with its first member. Tables made with what they hold need not grow, which costs more than filling them.
+function timers.begun(member, value) return { member, at = { [member] = value }, n = 1 } end
+
 local function note(p, which, member, due)
   local set = p[which]
-  if not set then
-    set = { at = {}, order = {}, n = 0 }
-    p[which] = set
-  end
-  timers.note(set, member, due)
+  if set then timers.note(set, member, due) else p[which] = timers.begun(member, due) end
 end
 
 -- A ticker has promised to look again by p.ticker_until: what is due before that must wake it.
@@ -72,17 +71,16 @@ function timers.unreap(p, kind, id) note(p, "reap_writes", kind .. ":" .. id, fa
 
 -- Write such a set: also used for indexes.
 function timers.write(key, set)
-  local add, gone, added, removed = {}, {}, 0, 0
+  local add, gone, added, removed = nil, nil, 0, 0
   for i = 1, set.n do
-    local member = set.order[i]
+    local member = set[i]
     local due = set.at[member]
     if due then
-      add[added + 1] = due
-      add[added + 2] = member
+      if add then add[added + 1], add[added + 2] = due, member else add = { due, member } end
       added = added + 2
     else
       removed = removed + 1
-      gone[removed] = member
+      if gone then gone[removed] = member else gone = { member } end
     end
   end
   if removed > 0 then redis.call("ZREM", key, unpack(gone)) end

@@ -9,25 +9,27 @@
 --   kids        current -> the kid that signs; k<kid> -> fingerprint of its secret, until when it verifies (0: it signs)
 --               n<kid> -> open waitpoints whose tokens it signed; opened -> how many there ever were
 -- The store has the token's digest and its kid, never a token or a secret. A waitpoint is pending until an execution
--- suspends on it, active while it waits there, closed for good. Checks come first (refuse_*), then writes.
+-- suspends on it, active while it waits there, closed for good. Checks come first (refuse_*), then writes. What keeps and
+-- drops signals is in shared/kept.lua.
 
 local waitpoints = {}
 
 do   -- helpers of this file; a chunk holds 200 locals
 
 local UUID = "^%x%x%x%x%x%x%x%x%-%x%x%x%x%-%x%x%x%x%-%x%x%x%x%-%x%x%x%x%x%x%x%x%x%x%x%x$"
-local TEXTS_N = 11   -- of a packed signal
 
 -- ---- texts ---------------------------------------------------------------------------------------------
 
--- Any texts as one: each behind its length in bytes and a colon.
-function waitpoints.pack(...)
-  local given, out = { ... }, {}
-  for i = 1, select("#", ...) do
-    local text = given[i] or ""
-    out[i] = #text .. ":" .. text
+-- A text behind its length in bytes and a colon. Short lengths are kept as text: making one costs as much as the rest.
+local HEADS = {}
+function waitpoints.text(value)
+  local n = #value
+  local head = HEADS[n]
+  if not head then
+    head = n .. ":"
+    if n < 256 then HEADS[n] = head end
   end
-  return table.concat(out)
+  return head .. value
 end
 
 -- The first n texts of a packed one, and where the next begins; nil when it cannot be read.
@@ -57,30 +59,38 @@ function waitpoints.read(text)
   local word, created, activated, expires, kid, digest, index, reason, key =
     string.match(text, "^(%l+) (%d+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (.*)$")
   if not word then return nil end
-  return { state = word, created = tonumber(created), activated = tonumber(activated), expires = tonumber(expires), kid = plain(kid),
-    digest = plain(digest), index = tonumber(index), reason = plain(reason), key = key }
+  return { state = word, created = created, activated = plain(activated), expires = plain(expires) and tonumber(expires), kid = plain(kid),
+    digest = plain(digest), index = plain(index) and tonumber(index), reason = plain(reason), key = key }
 end
 
 local function text_of(p, row)
-  return row.state .. " " .. record.text(p, row.created) .. " " .. (row.activated and record.text(p, row.activated) or ".") .. " "
-    .. (row.expires and record.text(p, row.expires) or ".") .. " " .. dot(row.kid) .. " " .. dot(row.digest) .. " "
-    .. (row.index or ".") .. " " .. dot(row.reason) .. " " .. row.key
+  return row.state .. " " .. row.created .. " " .. (row.activated or ".") .. " " .. (row.expires and record.text(p, row.expires) or ".") .. " "
+    .. dot(row.kid) .. " " .. (row.digest or ".") .. " " .. (row.index or ".") .. " " .. (row.reason or ".") .. " " .. row.key
 end
 
--- What this call has read of an execution's waitpoints: rows by id, how many are open, the next expiry.
+-- What this call has read of an execution's waitpoints: rows by id, how many are open, the next expiry; and, while some
+-- of it is to be written, what.
 local function known(p, x)
-  p.waitpoints = p.waitpoints or {}
-  local seen = p.waitpoints[x.id]
+  local all = p.waitpoints
+  if not all then
+    all = {}
+    p.waitpoints = all
+  end
+  local seen = all[x.id]
   if not seen then
-    seen = { rows = {} }
-    p.waitpoints[x.id] = seen
+    seen = { rows = {}, open = false, next_at = 0, noted = false, key = false }
+    all[x.id] = seen
   end
   return seen
 end
 
-local function read_meta(seen, text)
-  local open, next_at = string.match(text or "0 0", "^(%d+) (%d+)$")
-  seen.open, seen.next_at = tonumber(open), tonumber(next_at)
+local function read_meta(seen, meta)
+  if not meta then
+    seen.open, seen.next_at = 0, 0
+    return
+  end
+  local open, next_at = string.match(meta, "^(%d+) (%d+)$")
+  seen.open, seen.next_at = tonumber(open), next_at == "0" and 0 or tonumber(next_at)
 end
 
 local function fetch(p, x, id)
@@ -98,9 +108,10 @@ local function fetch(p, x, id)
   return seen
 end
 
--- A waitpoint of this execution, or nil: { state, created, activated, expires, kid, digest, index, reason, key }.
+-- A waitpoint of this execution, or nil: { state, created, activated, expires, kid, digest, index, reason, key }; the
+-- first two instants as text. No other row of the hash has a name as long as an id.
 function waitpoints.load(p, x, id)
-  if not string.find(id, UUID) then return nil end
+  if #id ~= 36 then return nil end
   return fetch(p, x, id).rows[id] or nil
 end
 
@@ -109,6 +120,7 @@ end
 function waitpoints.all(p, x)
   local seen, out = known(p, x), {}
   if not x.waitpoints then return out, 0, 0 end
+  waitpoints.flush(p)
   local flat = redis.call("HGETALL", keys.waitpoints(p, x.id))
   for i = 1, #flat, 2 do
     if flat[i] == "m" then
@@ -126,33 +138,86 @@ function waitpoints.all(p, x)
   return out, seen.open, seen.next_at
 end
 
-local function save(p, x, id, row)
-  local seen = fetch(p, x, id)
+-- A row (nil: none) and the counts have changed. Written once, when the call closes or somebody reads all rows.
+local function note(p, x, seen, id, row)
+  local noted = seen.noted
+  if not noted then
+    noted = id and { id, [id] = true } or {}
+    seen.noted, seen.key = noted, keys.waitpoints(p, x.id)
+    local list = p.waitpoint_writes
+    if list then list[#list + 1] = seen else p.waitpoint_writes = { seen } end
+  end
+  if not id then return end
   seen.rows[id] = row
-  redis.call("HSET", keys.waitpoints(p, x.id), id, text_of(p, row), "m", seen.open .. " " .. string.format("%.0f", seen.next_at))
+  if not noted[id] then noted[id], noted[#noted + 1] = true, id end
   if not x.waitpoints then record.write(p, x, "waitpoints", "1") end
 end
 
+local function save(p, x, id, row) note(p, x, fetch(p, x, id), id, row) end
+
 -- ---- kids ----------------------------------------------------------------------------------------------
+
+-- The rows of a kid, read once per call: the kid that signs, this one's own, its count, how many were ever opened.
+local function rows_of(p, kid)
+  local all = p.kids
+  local got = all and all[kid]
+  if not got then
+    got = redis.call("HMGET", keys.kids(p), "current", "k" .. kid, "n" .. kid, "opened")
+    if all then all[kid] = got else p.kids = { [kid] = got } end
+  end
+  return got
+end
 
 -- The kid that signs here, and of another kid until when it verifies (nil: it is not known).
 function waitpoints.kid(p, kid)
-  local got = redis.call("HMGET", keys.kids(p), "current", "k" .. (kid or ""))
+  local got = rows_of(p, kid)
   local fingerprint, until_ms = string.match(got[2] or "", "^(%x+) (%d+)$")
   return got[1] or nil, tonumber(until_ms), fingerprint
 end
 
 -- Whether a kid's tokens open anything now.
 function waitpoints.verifies(p, kid)
-  local current, until_ms = waitpoints.kid(p, kid)
-  return kid == current or (until_ms ~= nil and until_ms > p.now)
+  if kid == rows_of(p, kid)[1] then return true end
+  local _, until_ms = waitpoints.kid(p, kid)
+  return until_ms ~= nil and until_ms > p.now
 end
 
 -- `opened` only rises: a checker that sees it stand still knows that nothing was opened while it read.
 local function count_kid(p, kid, by)
   if not kid then return end
-  redis.call("HINCRBY", keys.kids(p), "n" .. kid, by)
-  if by > 0 then redis.call("HINCRBY", keys.kids(p), "opened", 1) end
+  local got, set = rows_of(p, kid), p.kid_writes
+  if not set then
+    set = {}
+    p.kid_writes = set
+  end
+  if by > 0 then set.opened = (set.opened or tonumber(got[4] or "0")) + by end
+  if not got.noted then got.noted, set[#set + 1] = true, kid end
+  got[3] = tonumber(got[3] or "0") + by
+end
+
+-- Write what was noted.
+function waitpoints.flush(p)
+  local list = p.waitpoint_writes
+  if list then
+    p.waitpoint_writes = nil
+    for i = 1, #list do
+      local seen = list[i]
+      local noted, set = seen.noted, { "m", seen.open .. " " .. record.text(p, seen.next_at) }
+      if noted then
+        seen.noted = nil
+        for n = 1, #noted do set[#set + 1], set[#set + 2] = noted[n], text_of(p, seen.rows[noted[n]]) end
+        redis.call("HSET", seen.key, unpack(set))   -- no call changes more than all that are open, and twice these
+      end
+    end
+  end
+  local counted = p.kid_writes
+  if counted then
+    local set, n = {}, 0
+    for i = 1, #counted do set[n + 1], set[n + 2], n = "n" .. counted[i], p.kids[counted[i]][3], n + 2 end
+    if counted.opened then set[n + 1], set[n + 2] = "opened", counted.opened end
+    redis.call("HSET", keys.kids(p), unpack(set))
+    p.kid_writes, p.kids = nil, nil
+  end
 end
 
 -- ---- open, activate, close -----------------------------------------------------------------------------
@@ -174,7 +239,7 @@ function waitpoints.refuse_open(p, x, specs)
     if not there then
       fresh = fresh + 1
       if spec.kid then
-        if not current then current = waitpoints.kid(p) or "" end
+        if not current then current = rows_of(p, spec.kid)[1] or "" end
         if spec.kid ~= current then
           return reply.reject("invalid_kid", dot(current))   -- the one that signs here; the backend goes by it
         end
@@ -192,7 +257,10 @@ local function make_room(p, x)
   if redis.call("HLEN", key) <= LIMITS.WAITPOINTS_KEPT_N then return end
   local all, closed, gone = waitpoints.all(p, x), {}, {}
   for i = 1, #all do if all[i][2].state == "closed" then closed[#closed + 1] = all[i] end end
-  table.sort(closed, function(l, r) return l[2].created < r[2].created or (l[2].created == r[2].created and l[1] < r[1]) end)
+  table.sort(closed, function(l, r)
+    if l[2].created ~= r[2].created then return tonumber(l[2].created) < tonumber(r[2].created) end
+    return l[1] < r[1]
+  end)
   for i = 1, math.floor(#closed / 2) do
     gone[i] = closed[i][1]
     known(p, x).rows[gone[i]] = false
@@ -200,12 +268,10 @@ local function make_room(p, x)
   if #gone > 0 then redis.call("HDEL", key, unpack(gone)) end
 end
 
--- Open a pending waitpoint (spec as above). A refusal, or nil when it is open; one that was there stays as it is.
+-- Open a pending waitpoint (spec as above; ask refuse_open first). One that was there stays as it is.
 function waitpoints.open(p, x, spec)
-  local refusal = waitpoints.refuse_open(p, x, { spec })
-  if refusal then return refusal end
   local seen = fetch(p, x, spec.id)
-  if seen.rows[spec.id] then return nil end
+  if seen.rows[spec.id] then return end
   if x.waitpoints then make_room(p, x) end
   local expires = spec.expires_in_ms and p.now + spec.expires_in_ms
   seen.open = seen.open + 1
@@ -214,7 +280,7 @@ function waitpoints.open(p, x, spec)
     timers.set(p, "waitpoint", x.id, expires)
   end
   count_kid(p, spec.kid, 1)
-  save(p, x, spec.id, { state = "pending", created = p.now, expires = expires, kid = spec.kid, digest = spec.digest, key = spec.key })
+  note(p, x, seen, spec.id, { state = "pending", created = record.text(p, p.now), expires = expires, kid = spec.kid, digest = spec.digest, key = spec.key })
 end
 
 -- Why an execution cannot wait at one of its waitpoints, or nil.
@@ -228,7 +294,7 @@ end
 -- It waits here now, as waitpoint number `index` of its condition. Ask refuse_use first.
 function waitpoints.activate(p, x, id, index)
   local row = waitpoints.load(p, x, id)
-  row.state, row.index, row.activated = "active", index, p.now
+  row.state, row.index, row.activated = "active", index, record.text(p, p.now)
   save(p, x, id, row)
 end
 
@@ -245,14 +311,16 @@ end
 -- What is kept for a closed waitpoint goes with it; but a replay may open again what only the execution's end has closed.
 local function shut(p, x, id, row, reason)
   local seen = known(p, x)
-  row.state, row.index, row.reason = "closed", nil, string.gsub(names.cut(reason, 64), "[%c%s]", "_")
-  if row.reason == "" then row.reason = nil end
+  row.state, row.index, row.reason = "closed", nil, reason
   seen.open = math.max(0, seen.open - 1)
   count_kid(p, row.kid, -1)
-  if row.reason ~= "ended" then waitpoints.discard(p, x, id) end
+  if row.reason ~= "ended" and row.reason ~= "cleared" then waitpoints.discard(p, x, id) end
 end
 
--- Close one; whether it was open.
+-- A reason of a caller's as a word of a row.
+function waitpoints.word(reason) return (string.gsub(names.cut(reason, 64), "[%c%s]", "_")) end
+
+-- Close one, with one word for why; whether it was open.
 function waitpoints.close(p, x, id, reason)
   local row = waitpoints.load(p, x, id)
   if not row or row.state == "closed" then return false end
@@ -274,7 +342,7 @@ function waitpoints.close_all(p, x, reason)
   if seen.next_at ~= 0 then
     seen.next_at = 0
     timers.clear(p, "waitpoint", x.id)
-    redis.call("HSET", keys.waitpoints(p, x.id), "m", seen.open .. " 0")
+    note(p, x, seen)
   end
 end
 
@@ -298,15 +366,22 @@ function waitpoints.clear(p, x)
   waitpoints.close_all(p, x, "cleared")
   redis.call("UNLINK", keys.waitpoints(p, x.id), keys.signals(p, x.id))
   record.write(p, x, "waitpoints", false)
-  if p.waitpoints then p.waitpoints[x.id] = nil end
+  known(p, x).noted = nil
+  p.waitpoints[x.id] = nil
   if p.signals then p.signals[x.id] = nil end
+  if p.gathered then p.gathered[x.id] = nil end
 end
 
 -- Pending waitpoints whose time is over close; the timer goes on to the next.
 function waitpoints.expire(p, id)
   local x = record.load(p, id)
   if not x or not x.waitpoints or state.is_terminal(x.state) then return end
-  local all, seen, soonest = waitpoints.all(p, x), known(p, x), 0
+  local all, seen, soonest, over = waitpoints.all(p, x), known(p, x), 0, {}
+  for i = 1, #all do
+    local row = all[i][2]
+    if row.state == "pending" and row.expires and row.expires <= p.now then over[#over + 1] = all[i][1] end
+  end
+  waitpoints.gather(p, x, over, true)
   for i = 1, #all do
     local row = all[i][2]
     if row.state == "pending" and row.expires then
@@ -318,106 +393,11 @@ function waitpoints.expire(p, id)
     end
   end
   seen.next_at = soonest
-  redis.call("HSET", keys.waitpoints(p, x.id), "m", seen.open .. " " .. string.format("%.0f", soonest))
+  note(p, x, seen)
   if soonest > 0 then timers.set(p, "waitpoint", id, soonest) end
 end
 
-state.at_end[#state.at_end + 1] = function(p, x) waitpoints.close_all(p, x, "ended") end
-journal.at_restart[#journal.at_restart + 1] = waitpoints.clear
-
--- ---- signals -------------------------------------------------------------------------------------------
--- A signal: { seq, waitpoint_id, id, name, category, source_type, source_identity, correlation_id, accepted_at, key, encoding,
--- payload, packed, operator }. `packed` is its eleven texts in this order; absent texts are empty. `operator`: it came
--- without a token, by an operator's hand; what a sender writes into source_type proves nothing. Kept are those that no
--- suspension has taken; a suspension keeps what it takes by itself.
-
-function waitpoints.packed(signal)
-  return waitpoints.pack(signal.waitpoint_id, signal.id, signal.name, signal.category, signal.source_type, signal.source_identity,
-    signal.correlation_id, string.format("%.0f", signal.accepted_at), signal.key, signal.encoding, signal.payload)
-end
-
-local function signal_of(packed, seq)
-  local t = waitpoints.unpack(packed, TEXTS_N)
-  if not t then return nil end
-  return { seq = seq, packed = packed, waitpoint_id = t[1], id = t[2], name = t[3], category = t[4], source_type = t[5], source_identity = t[6],
-    correlation_id = t[7], accepted_at = tonumber(t[8]), key = t[9], encoding = t[10], payload = t[11] }
-end
-
--- How many an execution has taken and keeps; read once per call.
-function waitpoints.tally(p, x, text)
-  p.signals = p.signals or {}
-  local t = p.signals[x.id]
-  if not t then
-    text = text or redis.call("HGET", keys.signals(p, x.id), "n") or ""
-    local total, kept, bytes = string.match(text, "^(%d+) (%d+) (%d+)$")
-    t = { total = tonumber(total or "0"), kept = tonumber(kept or "0"), bytes = tonumber(bytes or "0") }
-    p.signals[x.id] = t
-  end
-  return t
-end
-
-function waitpoints.tally_text(t) return string.format("%.0f %.0f %.0f", t.total, t.kept, t.bytes) end
-
--- What a waitpoint keeps, in order of arrival. It is known how many that are and where they begin, so the search ends.
-function waitpoints.buffered(p, x, id)
-  local out, t = {}, waitpoints.tally(p, x)
-  if t.kept == 0 then return out end
-  local key = keys.signals(p, x.id)
-  local first, kept = string.match(redis.call("HGET", key, "c" .. id) or "", "^(%d+) (%d+)$")
-  local at, left = tonumber(first or "0"), tonumber(kept or "0")
-  while left > 0 and at <= t.total do
-    local fields = {}
-    for n = at, math.min(t.total, at + 499) do fields[#fields + 1] = "s" .. n end
-    local got = redis.call("HMGET", key, unpack(fields))
-    for i = 1, #fields do
-      local signal = got[i] and string.sub(got[i], 4, 39) == id and signal_of(got[i], at + i - 1)
-      if signal then
-        out[#out + 1] = signal
-        left = left - 1
-      end
-    end
-    at = at + 500
-  end
-  return out
-end
-
--- Take signals out of what is kept: they have done their work. What their keys were answered stays.
-function waitpoints.consume(p, x, signals)
-  if #signals == 0 then return end
-  local key, t, gone, order, took = keys.signals(p, x.id), waitpoints.tally(p, x), {}, {}, {}
-  for i = 1, #signals do
-    local signal = signals[i]
-    gone[i] = "s" .. signal.seq
-    t.kept, t.bytes = t.kept - 1, t.bytes - #signal.packed
-    if not took[signal.waitpoint_id] then order[#order + 1] = signal.waitpoint_id end
-    took[signal.waitpoint_id] = (took[signal.waitpoint_id] or 0) + 1
-  end
-  local set, empty = { "n", waitpoints.tally_text(t) }, {}
-  for i = 1, #order do
-    local first, n = string.match(redis.call("HGET", key, "c" .. order[i]) or "0 0", "^(%d+) (%d+)$")
-    local left = tonumber(n) - took[order[i]]
-    if left > 0 then set[#set + 1], set[#set + 2] = "c" .. order[i], first .. " " .. left
-    else gone[#gone + 1] = "c" .. order[i] end
-  end
-  for from = 1, #gone, 500 do redis.call("HDEL", key, unpack(gone, from, math.min(#gone, from + 499))) end
-  redis.call("HSET", key, unpack(set))   -- two texts for each waitpoint, of which a call names 64
-end
-
--- Keep a signal again that a suspension had taken, under the number it had; not where nothing can wait for it any more.
-function waitpoints.restore(p, x, packed, number)
-  local signal = signal_of(packed, tonumber(number))
-  local row = waitpoints.load(p, x, signal.waitpoint_id)
-  if not row or row.state == "closed" then return end
-  local key, t = keys.signals(p, x.id), waitpoints.tally(p, x)
-  local first, n = string.match(redis.call("HGET", key, "c" .. signal.waitpoint_id) or "", "^(%d+) (%d+)$")
-  t.kept, t.bytes = t.kept + 1, t.bytes + #packed
-  redis.call("HSET", key, "s" .. number, packed, "n", waitpoints.tally_text(t),
-    "c" .. signal.waitpoint_id, math.min(tonumber(first or number), signal.seq) .. " " .. (tonumber(n or "0") + 1))
-end
-
--- Drop what a waitpoint keeps.
-function waitpoints.discard(p, x, id)
-  if waitpoints.tally(p, x).kept > 0 then waitpoints.consume(p, x, waitpoints.buffered(p, x, id)) end
-end
+state.on_end(function(p, x) waitpoints.close_all(p, x, "ended") end)
+journal.on_restart(waitpoints.clear)
 
 end

@@ -105,11 +105,11 @@ async def poison(work: Work, ctx: ff.Context) -> Any:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _hardened(task: ff.Task[Any, Any]) -> None:
+def harden(task: ff.Task[Any, Any]) -> None:
     policy: dict[str, Any] = msgspec.json.decode(task.policy)
     policy["max_reclaim_count"] = policy["timeout_policy"]["max_reclaim_count"] = CRASHES
     task.policy = msgspec.json.encode(policy, order="sorted")
 
 
 for _task in (work, steady, apart, flaky):
-    _hardened(_task)
+    harden(_task)

@@ -32,7 +32,7 @@ CAUGHT = {
 """What each mutant must be caught by. That a run met too little is no proof that it would have noticed."""
 
 
-@pytest.mark.parametrize("mutant", sorted(MUTANTS))
+@pytest.mark.parametrize("mutant", sorted(name for name, one in MUTANTS.items() if one.run == "faults"))
 def test_a_broken_library_does_not_survive_a_small_run(mutant: str) -> None:
     report = small(mutant)
     assert not report.ok

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -47,6 +48,21 @@ def test_seeding_makes_the_file_and_is_harmless_when_repeated(fresh: FF, file: P
     assert (said.code, said.out) == (0, "k1 signs in 4 of 4 partitions.\n")
     refused = fresh("secret", "seed", "--kid", "k2")
     assert refused.code == 2 and "ff secret rotate" in refused.err
+
+
+def test_a_rotation_keeps_the_files_owner_and_the_link_to_it(fresh: FF, file: Path, tmp_path: Path) -> None:
+    """The workers run as another user than the operator, mostly, and find the file by a link."""
+    fresh("secret", "seed", "--kid", "k1")
+    real = tmp_path / "mounted"
+    file.rename(real)
+    file.symlink_to(real)
+    if os.geteuid() == 0:
+        os.chown(real, 1234, 1235)
+    before = real.stat()
+    assert fresh("secret", "rotate", "--kid", "k2").code == 0
+    after = real.stat()
+    assert file.is_symlink() and [line.split()[0] for line in real.read_text().splitlines()] == ["k1", "k2"]
+    assert (after.st_uid, after.st_gid, after.st_mode & 0o777) == (before.st_uid, before.st_gid, 0o600)
 
 
 def test_a_secret_is_read_from_a_file_or_standard_input_and_never_printed(

@@ -169,6 +169,12 @@ def test_a_job_is_shown_with_its_steps_gates_and_recovery(ff: FF, store: str) ->
     assert len(ff("job", "show", job, "--steps", "1", "--json").record["steps"]) == 1
     [reason] = ff("job", "explain", job, "--json").records[:1]
     assert (reason["code"], reason["detail"]) == ("waiting_for_signal", "gates: manager (approved)")
+    kept = ff("job", "export", job, "--json").record
+    assert {name: kept[name] for name in ("recovery", "waitpoints")} == {
+        name: shown[name] for name in ("recovery", "waitpoints")
+    }
+    assert [{**step, "value": kept["steps"][at]["value"]} for at, step in enumerate(shown["steps"])] == kept["steps"]
+    assert [step["value"] for step in kept["steps"]] == [None, "PLEASE"], "an export has what steps returned"
     ff("signal", "approve", job, "--value", '{"approved": false}')
     run(store, job)
     after = ff("job", "show", job, "--json").record

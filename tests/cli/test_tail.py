@@ -8,6 +8,8 @@ import sys
 import pytest
 
 import ffsdk
+from ffcli.commands import tail
+from ffsdk.streams import Frame
 from tests.cli.conftest import FF, app, work
 
 
@@ -49,6 +51,15 @@ def test_records_carry_cursors_to_go_on_from(ff: FF, store: str) -> None:
     for at in (0, 4, 8):
         rest = ff("job", "tail", execution_id, "--after", records[at]["cursor"], "--json")
         assert rest.records == records[at + 1 :]
+
+
+def test_a_gap_is_told_to_people_and_to_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    gap = Frame(type="gap", value=7, cursor="0:0-0", attempt=0, mode="append", at=None)
+    record = tail.frame_record("id", gap)
+    assert (record["type"], record["value"], record["at"]) == ("gap", 7, None)
+    tail.write_raw(gap)
+    printed = capsys.readouterr()
+    assert printed.out == "" and "of 7 older ones, some" in printed.err
 
 
 def test_raw_values_are_joined_as_they_are(ff: FF, store: str, monkeypatch: pytest.MonkeyPatch) -> None:

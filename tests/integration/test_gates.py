@@ -319,7 +319,7 @@ async def _started(app: ff.App) -> Callable[[], Any]:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (lambda ctx: ctx.gate(""), "a gate's name"),
+        (lambda ctx: ctx.gate(""), "the name of a gate"),
         (lambda ctx: ctx.gate("g", names=[]), "0 names"),
         (lambda ctx: ctx.wait(), "ctx.sleep"),
         (lambda ctx: ctx.wait("g"), "use gates"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -153,6 +153,50 @@ async def test_a_fatal_step_is_recorded_and_raised_again(desk: Desk) -> None:
     assert desk.ran == {"no money": 1}
 
 
+@pytest.mark.parametrize("category", ["fatal", "declined"])
+async def test_a_replay_that_goes_on_tries_the_step_again_that_ended_the_last_run(desk: Desk, category: str) -> None:
+    """The card works again: what was done before it stands, and the refusal does not end every replay anew."""
+
+    async def charge() -> str:
+        desk.ran["charge"] += 1
+        if desk.ran["charge"] == 1:
+            raise ff.Fatal("no money", category=category)
+        return "paid"
+
+    async def work(_: Any, ctx: ff.Context) -> list[str]:
+        return [await ctx.step("book", desk.do, "book"), await ctx.step("charge", charge)]
+
+    app = ff.App()
+    task = task_of(app, work)
+    async with Engine(app) as eng:
+        job = await eng.client.submit(task, None)
+        ended = await job.outcome()
+        assert isinstance(ended, ff.Failed) and (ended.reason, ended.category) == ("no money", category)
+        await job.replay(mode="resume")
+        assert await job.result() == ["book done", "paid"]
+    assert desk.ran == {"book": 1, "charge": 2}
+
+
+async def test_a_replay_leaves_a_refusal_that_was_dealt_with(desk: Desk) -> None:
+    async def work(_: Any, ctx: ff.Context) -> str:
+        try:
+            await ctx.step("charge", desk.fail, "no money")
+        except ff.Fatal:
+            if desk.ran["bank"] == 0:
+                desk.ran["bank"] += 1
+                raise ff.Fatal("the bank is closed") from None
+        return "left open"
+
+    app = ff.App()
+    task = task_of(app, work)
+    async with Engine(app) as eng:
+        job = await eng.client.submit(task, None)
+        assert isinstance(await job.outcome(), ff.Failed)
+        await job.replay(mode="resume")
+        assert await job.result() == "left open"
+    assert desk.ran["no money"] == 1
+
+
 async def test_other_errors_are_counted_and_the_next_attempt_tries_again(desk: Desk) -> None:
     async def sometimes() -> str:
         desk.ran["tries"] += 1
@@ -276,9 +320,60 @@ async def test_entries_nobody_asked_for_are_told(desk: Desk, caplog: pytest.LogC
             await ctx.step("old", desk.do, "old")
             raise ConnectionError
 
+    app = ff.App()
+    task = task_of(app, work)
     with caplog.at_level(logging.WARNING, "flowfabric.worker"):
-        assert isinstance(await outcome_of(work), ff.Completed)
+        async with Engine(app) as eng, eng.client.subscribe("operator") as events:
+            job = await eng.client.submit(task, None)
+            event = await anext(events)
+            assert (event.execution_id, event.to_state) == (job.id, "active")
+            assert event.detail == "steps_unclaimed 1 step 'old'"
+            assert await job.outcome() == ff.Completed(value=None)
+            calls = [name for name in eng.engine_calls if not name.startswith("ff_claim")]
+            assert calls[-2:] == ["ff_note_unclaimed", "ff_complete_many"]
     assert "without asking for 1 of its recorded steps: step 'old'" in caplog.text
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_a_worker_that_dies_as_it_tells_of_them_loses_nothing(desk: Desk, before: bool) -> None:
+    async def work(_: Any, ctx: ff.Context) -> int:
+        if ctx.attempt == 0:
+            await ctx.step("old", desk.do, "old")
+            raise ConnectionError
+        return ctx.attempt
+
+    app = ff.App()
+    task = task_of(app, work)
+    async with Engine(app) as eng:
+        job = await eng.client.submit(task, None)
+        eng.crash_after(1, before=before, function="ff_note_unclaimed")
+        assert await job.result() == 2
+
+
+async def test_a_cancel_that_comes_as_they_are_told_comes_too_late(desk: Desk) -> None:
+    """The handler has ended well: its result wins within the grace."""
+
+    async def work(_: Any, ctx: ff.Context) -> str:
+        if ctx.attempt == 0:
+            await ctx.step("old", desk.do, "old")
+            raise ConnectionError
+        assert await ctx.state.cancel() == "requested"
+        return "done"
+
+    app = ff.App()
+
+    class State:
+        cancel: Any
+
+    @app.lifespan
+    async def state() -> Any:
+        yield State
+
+    task = task_of(app, work)
+    async with Engine(app) as eng:
+        job = await eng.client.submit(task, None)
+        State.cancel = job.cancel
+        assert await job.result() == "done"
 
 
 # ---- what a step is told ---------------------------------------------------------------------------------
@@ -376,10 +471,21 @@ async def test_progress_of_a_long_step_does_not_wait_for_its_end() -> None:
     assert seen[0] is not None and (seen[0].pct, seen[0].message) == (40, "half way")
 
 
+async def test_a_step_may_say_that_it_never_returns() -> None:
+    def refuse() -> NoReturn:
+        raise ff.Fatal("declined")
+
+    async def work(_: Any, ctx: ff.Context) -> None:
+        await ctx.step("refuse", refuse)
+
+    ended = await outcome_of(work)
+    assert isinstance(ended, ff.Failed) and (ended.reason, ended.category) == ("declined", "fatal")
+
+
 def test_the_plan_of_a_function_is_made_once() -> None:
     async def fn() -> int:
         return 1
 
     ctx: Any = None
-    assert steps.plan_of(fn, "a", ctx) is steps.plan_of(fn, "b", ctx)
+    assert steps.plan_of(fn, "a", ctx).shape is steps.plan_of(fn, "b", ctx).shape
     assert durable.QUIET_TURNS > 0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -140,6 +142,17 @@ async def test_a_later_attempt_supersedes_and_the_stream_goes_on(client: ff.Clie
     assert await collect(job) == live, "whoever comes later reads the same"
 
 
+async def test_frames_that_are_gone_leave_a_gap_and_not_a_silence(client: ff.Client, working: None) -> None:
+    job = await client.submit("talk", Script(emit=list(range(limits.STREAM_FRAMES_N + 400))))
+    await job.result(timeout=60)
+    gap, *rest = await collect(job)
+    first = gap.value
+    assert (gap.type, gap.attempt, gap.at) == ("gap", 0, None) and first > 0
+    assert [frame.value for frame in rest] == list(range(first, limits.STREAM_FRAMES_N + 400))
+    assert await collect(job, gap.cursor) == [gap, *rest], "whoever goes on from before it is told again"
+    assert await collect(job, rest[0].cursor) == rest[1:]
+
+
 async def test_any_cursor_goes_on_exactly_behind_its_frame(client: ff.Client, working: None) -> None:
     job = await client.submit("talk", Script(emit=list(range(5)), attempts=3))
     frames = await collect(job)
@@ -225,6 +238,18 @@ async def test_a_client_that_closes_ends_its_streams(client: ff.Client, working:
         await asyncio.wait_for(waiting, 10)
 
 
+async def test_a_reader_that_is_left_open_says_nothing_when_its_client_has_closed(
+    app: ff.App, client: ff.Client, working: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = await client.submit("talk", Script(emit=[1, 2], wait="forever"))
+    async with app.client() as other:
+        frames = other.job(job.id).stream()
+        async for _ in frames:
+            break
+    await frames.aclose()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
 async def test_frames_of_handlers_that_run_together_fold(app: ff.App, client: ff.Client, working: None) -> None:
     backend = await app.backend()
     seen: list[int] = []
@@ -251,7 +276,8 @@ async def test_what_cannot_be_emitted_is_refused_before_anything_is_sent(client:
     async def refused(_: None, ctx: ff.Context) -> None:
         for arguments in (
             {"value": object()}, {"value": "x" * limits.FRAME_BYTES}, {"value": b"x" * (limits.FRAME_BYTES + 1)},
-            {"value": 1, "type": ""}, {"value": 1, "type": "superseded"}, {"value": 1, "mode": "summary"},
+            {"value": 1, "type": ""}, {"value": 1, "type": "superseded"}, {"value": 1, "type": "gap"},
+            {"value": 1, "mode": "summary"},
         ):  # fmt: skip
             with pytest.raises(ff.InvalidArgument) as caught:
                 await ctx.emit(**arguments)  # type: ignore[arg-type]
@@ -263,7 +289,7 @@ async def test_what_cannot_be_emitted_is_refused_before_anything_is_sent(client:
     worker = app.worker(concurrency=1)
     running = asyncio.create_task(worker.run())
     (frame,) = await collect(await client.submit(refused))
-    assert len(frame.value) == limits.FRAME_BYTES and len(refusals) == 6
+    assert len(frame.value) == limits.FRAME_BYTES and len(refusals) == 7
     await worker.stop()
     await running
 
@@ -355,6 +381,36 @@ def test_the_blocking_client_reads_streams_too(server_url: str) -> None:
             assert job.summary() == {"n": 5}
             with pytest.raises(ff.InvalidArgument):
                 job.stream(after="x")
+
+
+def test_a_blocking_client_that_is_closed_ends_what_other_threads_wait_for() -> None:
+    app = ff.App("memory://closed-while-waiting")
+
+    @app.task
+    def nothing() -> None: ...
+
+    client = ff.sync.Client(app=app)
+    job = client.submit(nothing)
+    ends: list[str] = []
+
+    def run(wait: Callable[[], Any]) -> None:
+        try:
+            wait()
+        except ff.Unavailable as end:
+            ends.append(end.code)
+
+    waits: list[Callable[[], Any]] = [
+        job.result, job.outcome, lambda: list(job.stream()), lambda: list(client.subscribe("completion")),
+    ]  # fmt: skip
+    threads = [threading.Thread(target=run, args=(wait,), daemon=True) for wait in waits]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    client.close()
+    for thread in threads:
+        thread.join(10)
+    assert ends == ["closed"] * 4
+    client.close()
 
 
 async def test_virtual_time_does_not_stall_a_reader() -> None:

@@ -74,6 +74,21 @@ async def whose(gate: str, ctx: ff.Context) -> dict[str, Any]:
     return {"by": library().version, "attempt": ctx.attempt}
 
 
+@app.task(name="draft", lane="deploy")
+async def draft(_: str, ctx: ff.Context) -> dict[str, Any]:
+    """Which release did what: before it waits for somebody, and afterwards."""
+
+    async def write() -> int:
+        await ctx.emit({"by": library().version})
+        return library().version
+
+    begun = await ctx.step("begin", write)
+    gate = await ctx.gate("go", str)
+    await ctx.summary({"token": gate.token})
+    answer = await gate.wait(timeout=300)
+    return {"begun": begun, "answer": answer, "ended": await ctx.step("end", write)}
+
+
 async def work(lane: str) -> None:
     await app.worker(lanes=[lane], concurrency=4, lease=2).run(signals=True)
 
@@ -293,6 +308,29 @@ async def test_records_get_another_layout_while_programs_of_both_releases_run(
         await made.status()
     await upgraded(programs, new)
     assert (await made.status()).state == "completed"
+
+
+async def test_what_waits_in_one_release_goes_on_in_the_next(
+    client: ff.Client, programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorded steps, an open gate with its token, frames and a summary are data of the store, like records."""
+    monkeypatch.setenv("FF_SECRET", f"k1:{'ab' * 32}")
+    new = next_release(tmp_path / "next", renames=True)
+    worker = programs.worker(ROOT, "drafts")
+    waiting, other = [await client.submit(draft, "", lane="drafts") for _ in range(2)]
+    async with asyncio.timeout(30):
+        while [await _stored(client, job, "state") for job in (waiting, other)] != ["suspended"] * 2:
+            await asyncio.sleep(0.02)
+    token = (await waiting.summary())["token"]
+    await upgraded(programs, new)
+    assert (await client.signal((await other.summary())["token"], "yes")).effect == "resume_condition_satisfied"
+    assert await other.result(timeout=30) == {"begun": OLD, "answer": "yes", "ended": OLD}, "in the same worker"
+    worker.kill()
+    programs.worker(new, "drafts")
+    assert (await client.signal(token, "yes", key="click")).effect == "resume_condition_satisfied"
+    assert await waiting.result(timeout=30) == {"begun": OLD, "answer": "yes", "ended": OLD + 1}
+    assert [frame.value async for frame in waiting.stream()] == [{"by": OLD}, {"by": OLD + 1}]
+    assert (await client.signal(token, "yes", key="click")).duplicate
 
 
 async def test_a_running_program_stops_when_the_store_no_longer_answers_it(

@@ -55,6 +55,33 @@ async def test_what_one_version_has_begun_waits_for_that_version(url: str, lane:
                 assert await job.result(timeout=20) == ["v1", "v1"]
 
 
+async def test_code_that_asks_for_nothing_any_more_is_told_of(url: str, lane: str) -> None:
+    """The same version, and no context at all any more; of a journal that no claim's answer holds."""
+    old, new, failed = ff.App(url, namespace=lane), ff.App(url, namespace=lane), asyncio.Event()
+
+    async def page(n: int) -> str:
+        return "x" * 40_000
+
+    @old.task(name="work", lane=lane, retry=ff.Retry(max_attempts=2, backoff=0.3, jitter=False))
+    async def was(_: None, ctx: ff.Context) -> str:
+        for n in range(3):
+            await ctx.step("page", page, n)
+        failed.set()
+        raise ConnectionError("a deploy came between")
+
+    @new.task(name="work", lane=lane)
+    async def work(_: None) -> str:
+        return "done"
+
+    async with old.client() as client, client.subscribe("operator", lanes=[lane]) as events:
+        job = await client.submit(was, None)
+        async with working(old):
+            await failed.wait()
+        async with working(new):
+            assert (await anext(events)).detail == "steps_unclaimed 3 step 'page', step 'page', step 'page'"
+            assert await job.result(timeout=10) == "done"
+
+
 async def test_a_suspended_job_goes_on_with_its_version(url: str, lane: str) -> None:
     def app_of(version: int) -> tuple[ff.App, Any]:
         app = ff.App(url, namespace=lane)
@@ -127,7 +154,7 @@ async def test_a_job_that_was_pinned_to_another_version_stays_with_that(function
 
 
 async def test_a_worker_lost_before_it_pinned_costs_a_rolling_deploy_nothing() -> None:
-    """Its claim was answered, its pin never sent: no code has begun the job, so the next worker of the new version may."""
+    """Its claim was answered, its pin never sent: no code has begun the job, so the next worker may, of any version."""
     submitter, app = ff.App(), ff.App()
 
     @submitter.task(name="work", version=1)

@@ -241,12 +241,11 @@ class Store:
         return answer.effect
 
     async def approve(self) -> None:
-        """An operator's word: it meets what waits for one, and ends a wait in which nothing does (any more)."""
+        """An operator's word: it meets what waits for one, and ends a wait in which nothing does."""
         waits = any(isinstance(leaf, c.OperatorOnly) for leaf in naive.leaves(self.condition))
-        first = waits and not any(s.key is None for s in self.before)
         self.before.append(Arrived(None))
-        self.over = naive.met(self.condition, self.before) or not first
-        await self.engine.call(resume(self.job.execution_id))
+        self.over = naive.met(self.condition, self.before) or not waits
+        await self.engine.call(resume(self.job.execution_id, trigger_type="operator"))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

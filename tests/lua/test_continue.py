@@ -211,7 +211,7 @@ async def test_a_claim_that_did_not_start_pins_nothing(engine: Engine) -> None:
 
 
 async def test_a_worker_that_dies_before_it_is_heard_pins_nothing(engine: Engine) -> None:
-    """Between its claim and its pin: in a rolling deploy nobody may be left who has the version it was submitted for."""
+    """Between its claim and its pin: in a rolling deploy nobody may be left who has the version it is of."""
     await engine.running()
     for attempt in (1, 2):
         job = await lost(engine)

@@ -56,6 +56,48 @@ async def lost(engine: Engine) -> c.ClaimedJob:
     return job
 
 
+# ---- what nobody asked for ---------------------------------------------------------------------------
+
+
+def unclaimed(job: c.ClaimedJob, count: int = 2, names: str = "step 'a', step 'b'") -> c.NoteUnclaimedArgs:
+    return c.NoteUnclaimedArgs(execution_id=job.execution_id, fence=wire(job), count=count, names=names)
+
+
+async def reasons(engine: Engine, id: Any) -> list[str]:
+    history = await engine.call(c.ExecutionHistoryArgs(execution_id=id))
+    return [" ".join(entry.text.split(" ")[1:3] + entry.text.split(" ")[7:]) for entry in history.entries]
+
+
+async def test_steps_nobody_asked_for_are_told_by_the_feed(engine: Engine) -> None:
+    job = await engine.running()
+    assert await engine.call(unclaimed(job)) == c.UnclaimedNoted()
+    assert (await reasons(engine, job.execution_id))[-1] == "active active steps_unclaimed 2 step 'a', step 'b'"
+    await engine.call(unclaimed(job, 10_000, "é" * 150))
+    assert (await reasons(engine, job.execution_id))[-1] == "active active steps_unclaimed 10000 " + "é" * 100
+    assert (await engine.read(job.execution_id)).fields["heard"] == str(job.lease_epoch)
+
+
+@pytest.mark.parametrize(("count", "names"), [(0, "a"), (limits.STEPS_N + 1, "a"), (1, ""), (1, "a\nb")])
+async def test_only_sense_is_told_of_them(engine: Engine, count: int, names: str) -> None:
+    job = await engine.running()
+    detail = "names" if count == 1 else "count"
+    assert await engine.refused("invalid_input", unclaimed(job), count=count, names=names) == detail
+
+
+async def test_only_who_holds_the_lease_tells_of_them(engine: Engine) -> None:
+    job = await engine.running()
+    await engine.refused("execution_not_found", unclaimed(job), execution_id=missing())
+    await engine.refused("stale_lease", unclaimed(job), fence="a 1 a")
+    await engine.advance(TTL)
+    await engine.refused("lease_expired", unclaimed(job))
+    await engine.at(START_MS + 1)
+    await engine.call(revoke(job.execution_id))
+    await engine.refused("lease_revoked", unclaimed(job))
+    (job,) = await engine.claim()
+    await engine.complete(job)
+    await engine.refused("terminal", unclaimed(job))
+
+
 # ---- recording ---------------------------------------------------------------------------------------
 
 
@@ -309,6 +351,7 @@ async def test_frames_travel_with_a_step_once(engine: Engine) -> None:
 async def test_a_claim_tells_nothing_where_nothing_is_recorded(engine: Engine) -> None:
     job = await engine.running()
     assert job.journal is None
+    await engine.call(renewal(job))
     assert (await lost(engine)).journal is None
 
 

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 import ffcore.contracts as c
+from ffcore import limits
 from ffcore.ids import uuid_of
 from ffcore.policy import FixedBackoff
 from ffcore.states import PublicState
 from tests.lua.engine import OPERATOR, P0, TTL, Engine, cancel, delay, missing, retries, revoke, unclaim
+from tests.lua.test_block import block
 from tests.lua.test_grant import GRANT_TTL, issue
 from tests.lua.waits import resume, resumed, send, single, suspended
 
@@ -174,6 +176,37 @@ async def test_one_that_is_suspended_waits_on_and_stops_when_it_would_go_on(engi
     assert await why(engine, job.execution_id) == STOPPED
     assert await engine.call(resume(job.execution_id)) == c.Resumed(PublicState.WAITING)
     await resumed(engine, job.execution_id)
+
+
+@pytest.mark.parametrize("first", ["pause", "unknown"])
+async def test_no_time_runs_out_for_a_paused_one_whose_task_nobody_knows(engine: Engine, first: str) -> None:
+    """Somebody stopped it to look at it: it must not fail for want of a worker that is not to run it."""
+    job = await engine.running()
+    if first == "pause":
+        assert await pause(engine, job.execution_id) == "pause_pending"
+        await engine.call(unclaim(job, "unknown_task"))
+    else:
+        await engine.call(unclaim(job, "unknown_task"))
+        assert await pause(engine, job.execution_id) == "paused"
+    assert await why(engine, job.execution_id) == STOPPED
+    assert await engine.timers() == {}
+    await engine.pass_time(limits.UNKNOWN_TASK_MS + 1)
+    assert await engine.call(c.AnnounceTasksArgs(partition=P0, tasks=["send@1"])) == c.Announced(0)
+    assert await why(engine, job.execution_id) == STOPPED
+    await engine.call(resume(job.execution_id))
+    (again,) = await engine.claim()
+    assert (again.attempt_index, again.attempt_type) == (0, "initial")
+    await engine.call(unclaim(again, "unknown_task"))
+    await engine.pass_time(limits.UNKNOWN_TASK_MS)
+    assert await engine.state(job.execution_id) == "failed"
+
+
+async def test_a_paused_one_that_a_scheduler_has_blocked_stays_blocked_for_that(engine: Engine) -> None:
+    id = await engine.submit()
+    await engine.call(block(id, "waiting_for_capable_worker"))
+    assert await pause(engine, id) == "paused"
+    await engine.call(resume(id))
+    assert await why(engine, id) == ("blocked", "waiting_for_capable_worker")
 
 
 async def test_taking_a_pause_back_does_not_end_a_wait(engine: Engine) -> None:

@@ -10,7 +10,6 @@ import pytest
 import ffcore.contracts as c
 from ffcore import limits
 from ffcore.ids import LaneId, TimestampMs, WaitpointId, uuid_of
-from ffcore.states import PublicState
 from tests.lua.engine import (
     OPERATOR,
     P0,
@@ -419,42 +418,6 @@ async def test_a_resume_delay_of_the_policy_is_kept(engine: Engine) -> None:
     assert fields["due"] == str(engine.now + 5_000)
     await engine.pass_time(5_000)
     await resumed(engine, job.execution_id)
-
-
-# ---- operators -------------------------------------------------------------------------------------------
-
-
-async def test_an_operator_meets_what_waits_for_one(engine: Engine) -> None:
-    both = c.Composite(c.all_of([single("a"), c.OperatorOnly()]))
-    job, at = await suspended(engine, both, "a")
-    assert await engine.call(resume(job.execution_id)) == c.Resumed(PublicState.SUSPENDED)
-    assert await send(engine, job.execution_id, at["a"]) == "resume_condition_satisfied"
-    assert (await waited(engine, job.execution_id)).why == "signal"
-    await resumed(engine, job.execution_id)
-    job, at = await suspended(engine, both, "a")
-    await send(engine, job.execution_id, at["a"], "kept")
-    assert await engine.call(resume(job.execution_id, 1_000)) == c.Resumed(PublicState.DELAYED)
-    ended = await waited(engine, job.execution_id)
-    assert (ended.why, [s.name for s in ended.signals]) == ("operator", ["kept"])
-
-
-async def test_an_operator_ends_a_wait_that_is_for_nobody(engine: Engine) -> None:
-    job, at = await suspended(engine, BOTH, "a", "b")
-    await send(engine, job.execution_id, at["b"], "half")
-    assert await engine.call(resume(job.execution_id)) == c.Resumed(PublicState.WAITING)
-    ended = await waited(engine, job.execution_id)
-    assert (ended.why, [s.name for s in ended.signals]) == ("operator", ["half"])
-    await resumed(engine, job.execution_id)
-
-
-async def test_resume_refuses_what_does_not_wait(engine: Engine) -> None:
-    await engine.refused("execution_not_found", resume(missing()))
-    job = await holder(engine)
-    assert await engine.refused("execution_not_suspended", resume(job.execution_id)) == "active"
-    await engine.refused("invalid_input", resume(job.execution_id), trigger_type="mood")
-    await engine.refused("invalid_input", resume(job.execution_id), resume_delay_ms=-1)
-    await engine.complete(job)
-    await engine.refused("terminal", resume(job.execution_id))
 
 
 # ---- views -----------------------------------------------------------------------------------------------

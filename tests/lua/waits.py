@@ -160,6 +160,6 @@ async def letting_go(engine: Engine, id: Any) -> None:
     """Take a pause back and end a wait."""
     for _ in range(4):
         try:
-            await engine.call(resume(id))
+            await engine.call(resume(id, trigger_type="auto_resume"))
         except Rejected:
             return

@@ -39,6 +39,11 @@ class Mutant(NamedTuple):
     kind: Literal["named", "generated"] = "named"
 
 
+def single(id: str, invariant: str, why: str, file: str, old: str, new: str, within: str = "") -> Mutant:
+    """A named mutant of one patch."""
+    return Mutant(id, invariant, why, (Patch(file, old, new, within),))
+
+
 ROOT = lua_root()
 """Where the Lua is read. A run sets it to a copy, so that edits meanwhile do not mix into it."""
 

@@ -6,11 +6,8 @@ Each must be killed. Ids are words that stay; the text to find is kept short, so
 from __future__ import annotations
 
 from tests.mutants.mutant import Mutant, Patch
-
-
-def _one(id: str, invariant: str, why: str, file: str, old: str, new: str, within: str = "") -> Mutant:
-    return Mutant(id, invariant, why, (Patch(file, old, new, within),))
-
+from tests.mutants.mutant import single as _one
+from tests.mutants.named_durable import DURABLE
 
 FENCE = "same = given == record.fence(x)"
 EPOCH = 'math.max(record.number(x, "lease_epoch") + 1, p.now)'
@@ -167,11 +164,11 @@ FEED_AND_KEYS = (
     _one("event_dropped", "I17", "a move that the feed is not told of",
          "shared/state.lua", "events.add(p, x, from, to, why)", "", "local function enter"),
     _one("events_overwrite", "I17", "one entry per call holds one transition",
-         "shared/events.lua", "local n = #list", "local n = 0"),
+         "shared/events.lua", "if list then list[#list + 1]", "if false then list[#list + 1]"),
     _one("event_from_is_missing", "I17", "where it came from is lost",
          "shared/events.lua", '(from or "-")', '"-"'),
     _one("events_at_server_time", "I17", "the feed is stamped with a clock that runs back",
-         "shared/events.lua", 'string.format("%.0f-*", p.now)', 'string.format("%.0f-*", p.server_ms)'),
+         "shared/events.lua", 'record.text(p, p.now) .. "-*"', 'record.text(p, p.server_ms) .. "-*"'),
     _one("payload_left_after_purge", "I18", "one key of six forgotten",
          "retention.lua", "keys.payload(p, x.id), ", "", "local function forget("),
     _one("attempts_left_after_purge", "I18", "another one",
@@ -248,4 +245,4 @@ PROMISES = (
          "shared/queue.lua", "wake.ring(p, x.lane, cap)", "", "function queue.enter"),
 )  # fmt: skip
 
-NAMED = RECORD + INDEXES + LEASES + TIMERS + ATTEMPTS + ENDS + FEED_AND_KEYS + CLOCK + PROMISES
+NAMED = RECORD + INDEXES + LEASES + TIMERS + ATTEMPTS + ENDS + FEED_AND_KEYS + CLOCK + PROMISES + DURABLE

@@ -7,7 +7,7 @@ from tests.mutants.killers import Kill, Server
 from tests.mutants.mutant import Mutant
 from tests.simulation import run
 
-SEEDS = range(6)
+SEEDS = range(10)
 STEPS = 800
 
 

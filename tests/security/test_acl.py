@@ -246,6 +246,37 @@ async def test_a_reader_lists_describes_and_examines_and_changes_nothing(
     assert store.contents() == before
 
 
+async def test_a_reader_tails_streams_and_subscribes_to_events(store: Guarded) -> None:
+    """With bells, so that it need not poll; and to the end, although it may not register as one who waits for it."""
+    url, release = store.url("ff-reader"), asyncio.Event()
+    app = ff.App(store.url("ff-worker"))
+
+    @app.task
+    async def talk(n: int, ctx: ff.Context) -> None:
+        if n:
+            await ctx.summary({"words": n})
+        for word in range(n):
+            await ctx.emit(word)
+        await release.wait()
+
+    async with working(app), ff.connect(store.url("ff-client")) as client, ff.connect(url) as reader:
+        loud, quiet = await client.submit("talk", 3), await client.submit("talk", 0)
+        frames = reader.job(loud.id).stream()
+        assert [(await anext(frames)).value for _ in range(3)] == [0, 1, 2]
+        assert await reader.job(loud.id).summary() == {"words": 3}
+        rest = [asyncio.ensure_future(anext(stream, None)) for stream in (frames, reader.job(quiet.id).stream())]
+        async with reader.subscribe("completion", after="-") as events:
+            await until_state(quiet, "active")
+            release.set()
+            assert {(await anext(events)).execution_id for _ in range(2)} == {loud.id, quiet.id}
+        assert await asyncio.wait_for(asyncio.gather(*rest), 20) == [None, None]
+        told = await asyncio.to_thread(
+            subprocess.run, [sys.executable, "-m", "ffcli.main", "--url", url, "job", "tail", loud.id, "--raw"],
+            cwd=ROOT, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert (told.stdout.split(), told.returncode) == (["0", "1", "2"], 0), told.stderr
+
+
 # ---- what they cannot do
 
 FORBIDDEN: dict[tuple[str, ...], tuple[str, ...]] = {
@@ -290,6 +321,8 @@ FORBIDDEN: dict[tuple[str, ...], tuple[str, ...]] = {
     ("HSET", "ff:config", "fp", "1"): ("ff-reader",),
     ("UNLINK", "ff:x"): ("ff-reader",),
     ("SPUBLISH", "ff:x", "x"): ("ff-reader",),
+    ("SPUBLISH", "ff:{fp:0}:s:x", "x"): ("ff-reader",),
+    ("SSUBSCRIBE", "ff:{fp:0}:w:x"): ("ff-reader",),
 }  # fmt: skip
 REFUSED = ("no permissions", "No permissions", "Can not execute a script with write flag")
 

@@ -359,6 +359,7 @@ OPERATIONS: list[Callable[[Scene], Args[Any]]] = [
     lambda s: c.UnblockExecutionArgs(execution_id=s.any_id(),
                                      expected_blocking_reason=s.rng.choice([None, None, None, *REASONS])),
     lambda s: c.UnblockExecutionArgs(execution_id=s.any_id()),
+    lambda s: c.UnblockExecutionArgs(execution_id=s.any_id(), expected_blocking_reason=s.rng.choice(REASONS)),
     lambda s: _rerouting(s, s.any_id()),
     lambda s: c.ChangePriorityArgs(execution_id=s.any_id(), new_priority=s.rng.randrange(-3, 4),
                                    lane_id=s.rng.choice(["", "", "", *LANES])),  # type: ignore[arg-type]

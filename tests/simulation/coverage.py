@@ -15,7 +15,7 @@ Pair = tuple[str, str]
 MALFORMED = frozenset({
     "invalid_input", "invalid_tag_key", "invalid_policy_json", "invalid_capabilities", "unsupported_policy",
     "payload_too_large", "too_many_names", "partial_fence_triple", "invalid_grace_ms", "invalid_offset",
-    "cursor_expired", "store_full", "not_initialised",
+    "cursor_expired", "store_full", "not_initialised", "invalid_frame_type", "invalid_waitpoint_key",
 })  # fmt: skip
 """Refusals of input that no part of this program sends, or of a store at one of its limits."""
 FUNCTIONS_NOT_ASKED_FOR: dict[str, str] = {
@@ -26,9 +26,14 @@ FUNCTIONS_NOT_ASKED_FOR: dict[str, str] = {
 OUTCOMES_NOT_ASKED_FOR: dict[Pair, str] = {
     ("ff_block_execution", "invalid_blocking_reason"): "the contract refuses it before it is sent",
     ("ff_init_partition", "initialised"): "done once, before a run begins",
+    ("ff_seed_waitpoint_hmac_secret", "invalid_kid"): "the contract refuses it before it is sent",
+    ("ff_rotate_waitpoint_hmac_secret", "invalid_kid"): "the contract refuses it before it is sent",
+    ("ff_pause_execution", "execution_not_eligible"): "only sagas have something to undo",
+    ("ff_suspend", "signal_limit_exceeded"): "megabytes of signals kept for one wait",
+    ("ff_wait", "signal_limit_exceeded"): "megabytes of signals kept for one wait",
 }
-STATES_OF_LATER_RELEASES = frozenset({"suspended", "skipped"})
-"""Nothing suspends yet, and only flows skip."""
+STATES_OF_LATER_RELEASES = frozenset({"skipped"})
+"""Only flows skip."""
 MOVES_NOT_ASKED_FOR: dict[Pair, str] = {}
 
 
@@ -45,7 +50,10 @@ MOVES: frozenset[Pair] = frozenset(
     [("-", "ready"), ("-", "delayed"), ("active", "completed"), ("active", "failed"), ("active", "delayed"),
      ("active", "blocked"), ("active", "ready"), ("active", "reclaimable"), ("active", "revoked"),
      ("granted", "active"), ("granted", "ready"), ("granted", "reclaimable"), ("granted", "failed"),
-     ("delayed", "ready"), ("blocked", "ready"), ("blocked", "reclaimable"), ("blocked", "failed")]
+     ("delayed", "ready"), ("blocked", "ready"), ("blocked", "reclaimable"), ("blocked", "failed"),
+     ("active", "suspended"), ("delayed", "blocked"), ("granted", "blocked"), ("blocked", "delayed"),
+     ("blocked", "blocked")]
+    + [("suspended", to) for to in ("ready", "delayed", "blocked", "cancelled", "expired", "failed")]
     + [(state, to) for state in QUEUED for to in ("granted", "active", "blocked")]
     + [(state, to) for state in (*QUEUED, "granted", "delayed", "blocked", "active") for to in ("cancelled", "expired")]
     + [(state, "ready") for state in ENDED]

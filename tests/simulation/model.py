@@ -4,28 +4,24 @@ Written from `docs/model.md` and `docs/decisions/`, not from the Lua, and kept a
 a few dicts, every move takes effect at once. `Model.predict(args, server_ms)` answers what the engine must say;
 where a document leaves the engine a choice (the draw of a jitter) the expectation names a range instead, and the
 model takes over what was chosen (`Say.learn`). This file holds records, moves, time and order; the rules of each
-call stand in `rules_worker.py`, `rules_queue.py` and `rules_operator.py`.
+call stand in `rules_*.py`, what a durable execution keeps in `durable.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
 from ffcore import limits
 from ffcore.policy import ExecutionPolicy
+from tests.simulation.records import NO_POLICY, QUEUED, Execution, Lane, Partition
 
 UNIT = 16
 """What one job costs in turns (decision 0004)."""
-NO_POLICY = ExecutionPolicy()
-NO_RETENTION = (limits.RETENTION_AGE_MS, 0, 0)
-QUEUED = frozenset({"ready", "reclaimable", "revoked"})
-TERMINAL = ("completed", "failed", "cancelled", "expired", "skipped")
-_ENDED = frozenset(TERMINAL)
 
 
 class Say(NamedTuple):
@@ -46,142 +42,15 @@ class No(NamedTuple):
 Expected = Say | No
 
 
-class Execution:
-    """A record. `at` is the state's own instant: end of the lease, of the delay, of the grant, or when it ended."""
-
-    __slots__ = (
-        "at", "attempt", "attempt_deadline", "attempt_id", "cancel_until", "cap", "closed", "closed_n", "crashes",
-        "created_at", "deadline_at", "deadline_ms", "digest", "eligible_at", "ended_by", "epoch", "fair", "grant",
-        "hand_backs", "heard", "id", "lane", "lease_id", "left_ms", "namespace", "next", "payload", "policy",
-        "priority",
-        "reason", "replays",
-        "result", "retries", "run", "size", "state", "tags", "task", "turn", "unseen", "uuid", "version", "waiter",
-        "waiters", "worker",
-    )  # fmt: skip
-
-    def __init__(self, id: str, lane: Lane, task: str, now: int) -> None:
-        self.id, self.uuid, self.lane, self.task, self.created_at = id, id[id.index("}") + 2 :], lane, task, now
-        self.state: str = "-"
-        self.eligible_at = now
-        self.reason: str | None = None
-        self.next = "initial"
-        self.priority = 0
-        self.turn: int | None = None
-        self.cap = "-"
-        self.fair: str | None = None
-        self.at = 0
-        self.attempt: int | None = None
-        """Index of the current attempt; None before the first claim, -1 after a first claim that was refused."""
-        self.epoch = self.retries = self.crashes = self.unseen = self.hand_backs = self.replays = self.run = 0
-        self.lease_id = self.attempt_id = self.worker = ""
-        self.heard = -1
-        self.attempt_deadline: int | None = None
-        self.left_ms: int | None = None
-        self.deadline_at: int | None = None
-        self.deadline_ms: int | None = None
-        self.ended_by: str | None = None
-        self.cancel_until: int | None = None
-        self.grant: str | None = None
-        self.waiter: tuple[str, int] | None = None
-        self.waiters: dict[str, int] = {}
-        self.policy = NO_POLICY
-        self.digest = b""
-        self.payload = b""
-        self.result: bytes | None = None
-        self.tags: dict[str, str] = {}
-        self.version, self.namespace = 1, "default"
-        self.closed: int | None = None
-        """The last attempt that was logged as ended while the execution went on."""
-        self.closed_n = 0
-        self.size: int | None = None
-
-    @property
-    def fence(self) -> str:
-        return f"{self.lease_id} {self.epoch} {self.attempt_id}"
-
-    @property
-    def terminal(self) -> bool:
-        return self.state in _ENDED
-
-    @property
-    def band(self) -> int:
-        return limits.PRIORITY_MAX - self.priority
-
-    @property
-    def place(self) -> tuple[int, int, str]:
-        """Where it stands among what is ready; an aged lane asks for its age, a strict one for its turn."""
-        assert self.turn is not None
-        if self.lane.aged is not None:
-            return (0, self.eligible_at - self.priority * self.lane.aged * 1000, self.uuid)
-        return (self.band, self.turn, self.uuid)
-
-
-class Lane:
-    def __init__(self, no: int, name: str) -> None:
-        self.no, self.name = no, name
-        self.state = "active"
-        self.turn = 0
-        self.keyed = False
-        self.aged: int | None = None
-        """Seconds a point of priority is worth; None: strict."""
-        self.applied = 0
-        """Revision of the settings it has."""
-        self.caps: dict[str, str] = {}
-        self.revision = 0
-        self.bytes: int | None = None
-        self.retention = NO_RETENTION
-        self.ready: dict[str, Execution] = {}
-        self.turns: dict[int, dict[str, int]] = {}
-        """By band: the virtual time under ``-`` and each fairness key's finish."""
-
-    @property
-    def starts(self) -> bool:
-        return self.state in ("active", "draining")
-
-
-class Partition:
-    def __init__(self, key: str, now: int) -> None:
-        self.key, self.hwm, self.now = key, now, now
-        self.offset = self.offset_at = self.grace_until = self.ticker_until = self.releases = 0
-        self.ticker: str | None = None
-        self.lanes: dict[str, Lane] = {}
-        self.lanes_n = 0
-        """Numbers given to lanes; none is given twice."""
-        self.reached = 0
-        """Revision of the settings that are known here; in the store's own partition the latest."""
-        self.gate_revision = 0
-        self.settings: dict[str, tuple[int, int, dict[str, str]]] = {}
-        self.records: dict[str, Execution] = {}
-        self.leases: dict[str, int] = {}
-        self.timers: dict[str, int] = {}
-        self.reap: dict[str, int] = {}
-        self.holds: dict[str, str] = {}
-        self.held: dict[str, int] = {}
-        self.unknown: dict[str, int] = {}
-        self.claims: dict[str, tuple[int, int, list[tuple[str, int]]]] = {}
-        self.tombs: dict[str, dict[str, tuple[int, bytes]]] = {}
-        self.park: dict[tuple[int, str], dict[str, int]] = {}
-        self.workers: dict[str, int] = {}
-        self.tasks: dict[str, tuple[int, bytes]] = {}
-        self.feed: list[str] = []
-        """``uuid from to`` of each transition since the last look, and ``o`` for an operator's note."""
-        # One call's own:
-        self.grace = 0
-        self.grace_new = False
-        self.fed = False
-        self.bells: dict[tuple[int, str], int] = {}
-        self.notices: dict[str, list[str]] = {}
-        self.messages: list[tuple[str, str]] = []
-        self.soonest: int | None = None
-        self.unflushed: dict[str, tuple[int, str, tuple[int, int, str]] | None] = {}
-        """Changes of queues this call has not written yet: what stood there before."""
-        self.reap_noted: set[str] = set()
-
-
 class Base:
     """Records, moves and time. `moves` counts (from, to); `touched` names what the last call has changed."""
 
+    bounds: Mapping[str, int] = {}
+    """The library's limits, some of them smaller than everywhere else so that runs meet them."""
+
     def __init__(self, partitions: list[str], now: int) -> None:
+        self.streamed: list[str] = []
+        """Channels of those who read the frames of what has changed."""
         self.partitions = {key: Partition(key, now) for key in partitions}
         self.moves: Counter[tuple[str, str]] = Counter()
         self.touched: dict[str, Execution] = {}
@@ -310,7 +179,10 @@ class Base:
         self._enter(p, x, "-", to)
 
     def move(self, p: Partition, x: Execution, to: str) -> None:
-        """Fields of the new state are set by the caller before."""
+        """Fields of the new state are set by the caller before. A pause keeps what is not running from its queue."""
+        if x.paused is not None and (to in QUEUED or to == "delayed"):
+            x.paused = x.paused.partition(" ")[0] + (f" {x.reason} {x.at}" if to == "delayed" else "")
+            x.reason, to = "paused_by_operator", "blocked"
         was = x.state
         if was in QUEUED:
             x.lane.ready.pop(x.uuid, None)
@@ -342,7 +214,18 @@ class Base:
             self.timer(p, "grant", x, x.at)
         elif to == "delayed":
             self.timer(p, "delay", x, x.at)
+        if x.streams is not None:
+            self.read_of(p, x)
         self.note(p, f"{x.uuid} {was} {to}")
+
+    def read_of(self, p: Partition, x: Execution) -> None:
+        raise NotImplementedError
+
+    def end_suspension(self, p: Partition, x: Execution) -> None:
+        raise NotImplementedError
+
+    def end_waitpoints(self, p: Partition, x: Execution) -> None:
+        raise NotImplementedError
 
     def requeue(self, p: Partition, x: Execution) -> None:
         """Back to its old place, as what it was."""
@@ -353,6 +236,9 @@ class Base:
     def finish(self, p: Partition, x: Execution, outcome: str, by: str | None = None) -> None:
         """The one door to a terminal state. `by`: the holder's operation that led there, which may be repeated."""
         x.ended_by = by
+        self.end_suspension(p, x)
+        self.end_waitpoints(p, x)
+        x.paused = None
         if x.deadline_at is not None:
             self.timer(p, "deadline", x, None)
         if x.cancel_until is not None:
@@ -421,15 +307,16 @@ class Base:
             x.crashes = crashes
             self.finish(p, x, "failed")
             return
-        self.log(x)
+        self.logged(x, "interrupted_reclaimed")
         x.next, x.crashes, x.unseen, x.attempt_deadline, x.left_ms = "reclaim", crashes, unseen, None, None
         if x.turn is None:
             x.turn = self.take_turn(p, x)
         self.move(p, x, to)
 
     @staticmethod
-    def log(x: Execution) -> None:
+    def logged(x: Execution, how: str) -> None:
         x.closed, x.closed_n = x.attempt, x.closed_n + 1
+        x.log[x.attempt or 0] = how
 
     def expire_lease(self, p: Partition, x: Execution) -> None:
         if self.cancelled_instead(p, x):
@@ -439,6 +326,8 @@ class Base:
         elif x.heard == x.epoch:
             self.interrupt(p, x, "reclaimable", x.crashes + 1, 0)
         else:
+            # No code is known to have begun it: as in its first attempt, any version of its task may run it.
+            x.unpinned = x.unpinned or (x.attempt == 0 and x.next == "initial" and x.d.began is None)
             self.interrupt(p, x, "reclaimable", x.crashes + (x.unseen > 0), x.unseen + 1)
 
     def fail(

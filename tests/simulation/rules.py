@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ffcore.args import Args
-from tests.simulation.model import Expected, Partition
+from tests.simulation.model import Expected
+from tests.simulation.records import Partition
 from tests.simulation.rules_operator import OperatorRules
 from tests.simulation.rules_queue import QueueRules
 from tests.simulation.rules_settings import SettingsRules
+from tests.simulation.rules_signals import SignalRules
+from tests.simulation.rules_steps import StepRules
+from tests.simulation.rules_streams import StreamRules
+from tests.simulation.rules_suspension import SuspensionRules
 from tests.simulation.rules_worker import WorkerRules
 
 READS = frozenset({
     "scan_eligible", "list_holds", "list_lanes", "lane_stats", "list_capability_sets", "list_workers", "list_tasks",
     "noop", "read_header", "read_execution", "read_outcomes", "list_executions", "list_leases", "execution_history",
-    "read_events", "list_settings",
+    "read_events", "list_settings", "read_journal", "observe_signals", "list_suspended", "list_pending_waitpoints",
+    "list_waitpoint_hmac_kids", "read_attempt_stream", "read_stream", "read_summary",
 })  # fmt: skip
 """Calls that change nothing."""
 
 
-class Model(WorkerRules, QueueRules, OperatorRules, SettingsRules):
-    def __init__(self, counts: str, partitions: list[str], now: int) -> None:
+class Model(
+    WorkerRules, QueueRules, StreamRules, StepRules, SignalRules, SuspensionRules, OperatorRules, SettingsRules
+):  # fmt: skip
+    def __init__(self, counts: str, partitions: list[str], now: int, bounds: Mapping[str, int]) -> None:
         super().__init__(list(map(str, partitions)), now)
-        self.counts = counts
+        self.counts, self.bounds = counts, bounds
 
     def predict(self, args: Args[Any], partitions: list[str], server_ms: int) -> Expected:
         """What the engine must answer; the model's state is afterwards as the store's must be."""

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ffcore import limits
-from tests.simulation.model import NO_RETENTION, QUEUED, TERMINAL, Base, Execution, Expected, Lane, No, Partition, Say
+from tests.simulation.between import Rules
+from tests.simulation.model import Expected, No, Say
+from tests.simulation.records import NO_RETENTION, QUEUED, TERMINAL, Execution, Lane, Partition
 
 
-class OperatorRules(Base):
-    def held_by(self, p: Partition, x: Execution) -> bool:
-        raise NotImplementedError
-
+class OperatorRules(Rules):
     # ---- holds
 
     def call_hold(self, p: Partition, a: Any) -> Expected:
@@ -100,7 +99,13 @@ class OperatorRules(Base):
         if x.lane.bytes is not None and x.size is not None:
             x.lane.bytes = max(0, x.lane.bytes - x.size)
         if x.attempt not in (None, -1, x.closed):
-            self.log(x)
+            self.logged(x, {"completed": "ended_success", "cancelled": "ended_cancelled"}.get(x.state, "ended_failure"))
+        if a.mode == "fresh":
+            self.begin_anew(p, x)
+        elif x.attempt is not None:
+            self.reopen(p, x)
+            self.reopen_waitpoints(p, x)
+        x.category = ""
         x.deadline_at = None
         if x.deadline_ms is not None:
             x.deadline_at = p.now + x.deadline_ms

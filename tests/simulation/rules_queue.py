@@ -10,10 +10,12 @@ from typing import Any
 
 from ffcore import limits
 from ffcore.policy import ExecutionPolicy
-from tests.simulation.model import QUEUED, Base, Execution, Expected, Lane, No, Partition, Say, digest_of, policy_of
+from tests.simulation.between import Rules
+from tests.simulation.model import Expected, No, Say, digest_of, policy_of
+from tests.simulation.records import QUEUED, Execution, Lane, Partition
 
 
-class QueueRules(Base):
+class QueueRules(Rules):
     # ---- create
 
     def _existing(self, p: Partition, id: str, digest: bytes) -> tuple[str, str] | None:
@@ -172,8 +174,7 @@ class QueueRules(Base):
             p.claims[slot] = (n, p.now, taken)
         return again, revision
 
-    @staticmethod
-    def _job(x: Execution) -> dict[str, Any]:
+    def _job(self, x: Execution) -> dict[str, Any]:
         return {
             "execution_id": x.id, "lease_id": x.lease_id, "lease_epoch": x.epoch, "attempt_id": x.attempt_id,
             "attempt_index": x.attempt, "attempt_type": x.next, "lease_expires_at": x.at, "task": x.task,
@@ -181,7 +182,7 @@ class QueueRules(Base):
             "namespace": x.namespace, "deadline_at": x.deadline_at or 0,
             "attempt_deadline_at": x.attempt_deadline or 0, "retries": x.retries, "crashes": x.crashes, "run": x.run,
             "cancel_requested": x.cancel_until is not None, "payload": x.payload,
-            "tags": [text for pair in sorted(x.tags.items()) for text in pair],
+            "tags": [text for pair in sorted(x.tags.items()) for text in pair], "journal": self.head(x),
         }  # fmt: skip
 
     def _park(self, p: Partition, a: Any, on: bool) -> None:
@@ -205,9 +206,6 @@ class QueueRules(Base):
     def call_complete_many(self, p: Partition, a: Any) -> Expected:
         items = [self.complete_item(p, row) for row in a.items]
         return Say("completed_many", {"items": items, "claimed": self.claim_batch([p], a, False)})
-
-    def complete_item(self, p: Partition, row: Any) -> tuple[str, str]:
-        raise NotImplementedError
 
     def call_pass_bell(self, p: Partition, a: Any) -> Expected:
         for name in a.lanes:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ffcore import limits
-from tests.simulation.model import Base, Expected, Lane, No, Partition, Say
+from tests.simulation.between import Rules
+from tests.simulation.model import Expected, No, Say
+from tests.simulation.records import Lane, Partition
 from tests.simulation.rules_queue import unpacked
 
 DEFAULTS: dict[str, dict[str, str]] = {
@@ -16,7 +18,7 @@ PARTITIONS_N = 2
 """Bounds of a whole store are shared by its partitions, rounded up."""
 
 
-class SettingsRules(Base):
+class SettingsRules(Rules):
     def call_put_settings(self, p: Partition, a: Any) -> Expected:
         kind = DEFAULTS[a.name.partition(":")[0]]
         known = p.settings.get(a.name)

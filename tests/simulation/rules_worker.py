@@ -11,7 +11,9 @@ import msgspec
 
 from ffcore import limits
 from ffcore.policy import ExponentialBackoff, RetryPolicy, backoff_ms
-from tests.simulation.model import QUEUED, Base, Execution, Expected, No, Partition, Say
+from tests.simulation.between import Rules
+from tests.simulation.model import Expected, No, Say
+from tests.simulation.records import QUEUED, Execution, Partition
 
 FINAL = {
     "fatal", "permanent", "invalid_payload", "invalid_result", "result_too_large", "unknown_task", "poisoned",
@@ -20,7 +22,7 @@ FINAL = {
 """Categories that no policy retries."""
 
 
-class WorkerRules(Base):
+class WorkerRules(Rules):
     # ---- the fence
 
     def check(self, p: Partition, x: Execution | None, fence: str, operation: str | None = None) -> str | None:
@@ -93,11 +95,12 @@ class WorkerRules(Base):
         if (allowed or operation != "fail") and self.cancelled_instead(p, x, operation or "cancel"):
             return "cancelled"
         if not allowed:
+            x.category = category
             self.finish(p, x, "failed", operation)
             return "failed"
         assert retry is not None
         wait = backoff_ms(retry, x.retries, 0.0) if after_ms is None else after_ms
-        self.log(x)
+        self.logged(x, "ended_failure")
         x.reason, x.next, x.at, x.ended_by = "waiting_for_retry_backoff", "retry", p.now + wait, operation
         x.retries += 1
         x.hand_backs = x.unseen = 0
@@ -138,6 +141,9 @@ class WorkerRules(Base):
         mine = (f"ff:{p.key}:tick", x.at)
         kept = [ring for ring in self.rings if ring != mine]
         self.rings = [*kept, (mine[0], due)] if len(kept) < len(self.rings) and due < p.ticker_until else kept
+        if x.paused is not None:
+            x.paused = f"{x.paused.rpartition(' ')[0]} {due}"
+            return None
         x.at = due
         p.timers[f"delay:{x.uuid}"] = due
         return None
@@ -190,7 +196,7 @@ class WorkerRules(Base):
         else:
             x.attempt = (x.attempt or 0) - 1
         x.attempt_deadline, x.unseen = None, 0
-        if reason == "unknown_task":
+        if reason == "unknown_task" and x.paused is None:
             x.reason = "waiting_for_capable_worker"
             self.move(p, x, "blocked")
             p.unknown[x.uuid] = p.now
@@ -254,8 +260,7 @@ class WorkerRules(Base):
         if refusal:
             return No(refusal)
         assert x is not None
-        x.heard = x.epoch
-        self.touched[x.id] = x
+        self.heard(x)
         return Say("updated")
 
     # ---- the lease ends by time or by hand
@@ -390,6 +395,8 @@ class WorkerRules(Base):
             return No("not_blocked")
         if a.expected_blocking_reason not in (None, x.reason):
             return No("invalid_blocking_reason")
+        if x.reason == "paused_by_operator":
+            x.paused = None  # whoever lifts just this says that it may run
         x.reason = None
         self.requeue(p, x)
         return Say("unblocked")

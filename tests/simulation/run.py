@@ -13,9 +13,10 @@ import ffcore.contracts as c
 from ffbackend_valkey.library import Library
 from ffcore.args import Args
 from ffcore.wire import pack_pairs
-from tests.simulation import actors
+from tests.simulation import actors, actors_durable
 from tests.simulation.faults import CALL_KINDS, NONE, USUAL, Faults
-from tests.simulation.scene import LANES, TOKENS, TTL, Scene, sets_for
+from tests.simulation.gates import NAMES, SOURCES, fingerprint_of
+from tests.simulation.scene import DURABLE, LANES, TOKENS, TTL, Scene, sets_for
 from tests.simulation.violation import Violation
 from tests.simulation.wire import Place, dump, fingerprint, place, virtual_library
 from tests.simulation.world import FP, WP, Refusal, Step, World
@@ -101,18 +102,29 @@ class Simulation:
         self.check_every, self.touched, self.checker_every = check_every, touched, checker_every
         self.counts: Counter[str] = Counter()
         self.step_n = 0
+        self.once: dict[tuple[str, int, str], int] = {}
+        """Steps that must not run twice: execution, run, key -> the lease they were begun under."""
         self.later: list[tuple[int, _Actor | None, Args[Any]]] = []
         """Calls under way: at which step they arrive, and who waits for the answer."""
         scene = self.scene
         self.actors = [
             *[_Actor(f"c{i}", lambda name, _: actors.client(scene, name), 4) for i in range(2)],
             *[_Actor(f"w{i}", lambda name, inbox: actors.worker(scene, name, inbox), 6) for i in range(4)],
-            *[_Actor(f"g{i}", lambda name, _: actors.scheduler(scene, name), 3) for i in range(2)],
+            *[_Actor(f"g{i}", lambda name, _: actors.scheduler(scene, name), 4) for i in range(2)],
             *[_Actor(f"t{i}", lambda name, _: actors.ticker(scene, name), 2) for i in range(2)],
             _Actor("op", lambda name, _: actors.operator(scene, name), 4),
             _Actor("r", lambda name, _: actors.reader(scene, name), 2),
+            *[_Actor(f"d{i}", lambda name, inbox: actors_durable.worker(scene, name, inbox), 9) for i in range(3)],
+            *[_Actor(f"s{i}", lambda name, _: actors_durable.signaller(scene, name), 3) for i in range(2)],
+            _Actor("dop", lambda name, _: actors_durable.operator(scene, name), 4),
+            _Actor("dr", lambda name, _: actors_durable.reader(scene, name), 2),
         ]
-        self.weights = [actor.weight for actor in self.actors]
+        # Half of the seeds are mostly about durable executions, the other half mostly about all that was there before.
+        # Clients and tickers serve both.
+        scene.durable, share = (0.8, 0.85) if seed % 2 else (0.25, 0.25)
+        shares = {"d": share, "s": share, "c": 0.7, "t": 0.5}
+        self.weights = [actor.weight * shares.get(actor.base[0], 1 - share) for actor in self.actors]
+        scene.ran = self._ran
         for actor in self.actors:
             self._born(actor)
 
@@ -126,12 +138,31 @@ class Simulation:
     def _born(self, actor: _Actor) -> None:
         actor.born()
         name = actor.name
-        if actor.base[0] in "wg":
+        if actor.base[0] in "wgd":
             self.world.listen([f"ff:{p}:w:{name}" for p in FP])
         elif actor.base[0] == "c":
             self.world.listen([f"ff:{p}:c:{name}" for p in FP])
         elif actor.base == "t0" and actor.lives == 1:
             self.world.listen([f"ff:{p}:tick" for p in FP])
+
+    def seed(self) -> None:
+        """Let a first kid sign, as every program does when it starts."""
+        for p in FP:
+            self._ask(c.SeedWaitpointHmacSecretWireArgs(kid="k1", fingerprint=fingerprint_of("k1"), at=p))
+
+    def _ran(self, job: c.ClaimedJob, key: str, once: bool = False) -> None:
+        """A step's body runs. Nobody may run one that was recorded before his lease began or under it, nor begin one
+        that must not run twice after another has."""
+        self.counts["steps run"] += 1
+        x = self.world.model.find(self.world.model.partitions[job.execution_id[:6]], job.execution_id)
+        entry = x.d.entries.get(key) if x is not None else None
+        if entry is not None and entry.final and entry.epoch <= job.lease_epoch:
+            raise Violation("step run again", f"{key} of {job.execution_id} stands as {entry.status} since {entry.at}")
+        if once:
+            begun = self.once.setdefault((job.execution_id, x.run if x else 0, key), job.lease_epoch)
+            if begun != job.lease_epoch:
+                epochs = f"{begun} and {job.lease_epoch}"
+                raise Violation("step run twice", f"{key} of {job.execution_id}, at epochs {epochs}")
 
     def age(self, lane: str) -> None:
         """Let a lane serve by age from the beginning; its order is as exact as a strict one's."""
@@ -167,7 +198,7 @@ class Simulation:
         if args is None:
             return
         self._send(actor, args)
-        if actor.base[0] == "w" and rng.random() < self.faults.pause:
+        if actor.base[0] in "wd" and rng.random() < self.faults.pause:
             self.counts["pause"] += 1
             actor.until_ms = scene.ms + rng.randrange(TTL // 2, 3 * TTL)
 
@@ -260,7 +291,8 @@ class Simulation:
         return answer
 
     def _acknowledged(self, created: list[str]) -> None:
-        """The checker, too, must find them from now on (I10)."""
+        """The checker, too, must find them from now on (I10). Of some, somebody reads what they stream."""
+        self.world.listen([f"ff:{id[:6]}:s:{id[7:]}" for id in created if self.rng.random() < 0.2])
         self.world.memory.acknowledged.update(created)
         self.scene.alive += len(created)
 
@@ -277,18 +309,50 @@ class Simulation:
         for p in FP:
             for what in self._ask(c.ListHoldsArgs(partition=p)).items:
                 self._ask(c.ReleaseArgs(partition=p, what=what.what))
-        for lane in LANES:
+        for lane in [*LANES, DURABLE]:
             self._ask(c.PutSettingsArgs(partition=WP, name=f"lane:{lane}", changes=pack_pairs({"state": "active"})))
         self._tell_settings()
         left = self._work_off(40)
-        stuck = [row for row in left if row.state != "blocked"]
+        stuck = [row for row in left if row.state not in ("blocked", "suspended")]
         if stuck:
             raise Violation("liveness", f"faults have stopped and these do not come to an end: {stuck}")
         for row in left:
-            self._ask(c.UnblockExecutionArgs(execution_id=row.execution_id))
+            if row.state == "suspended":
+                self._let_go_on(row)
+        for row in left:
+            # A pause is taken back; whatever else blocks it is lifted.
+            self._apply(c.ResumeExecutionArgs(execution_id=row.execution_id))
+            self._apply(c.UnblockExecutionArgs(execution_id=row.execution_id))
         left = self._work_off(40)
         if left:
             raise Violation("liveness", f"nothing is blocked any more and these do not come to an end: {left}")
+
+    def _let_go_on(self, row: c.ListedExecution) -> None:
+        """What still waits must say for whom: send it every signal there is, and if that is not enough an operator
+        must have been asked, or the place where it waited was closed."""
+        id = row.execution_id
+        read = c.ReadExecutionArgs(execution_id=id, parts="payload,result,attempts")
+        rows = self._ask(c.ListPendingWaitpointsArgs(execution_id=id)).entries
+        for waitpoint in rows:
+            for name in NAMES:
+                for source in SOURCES:
+                    self._apply(c.DeliverSignalWireArgs(
+                        execution_id=id, waitpoint_id=waitpoint.waitpoint_id, signal_id=self.scene.new_uuid(),
+                        signal_name=name, signal_category="last", source_type="user", source_identity=source,
+                        token_digest="", operator=True))  # fmt: skip
+        x = self.world.model.find(self.world.model.partitions[id[:6]], id)
+        if self._ask(read).fields["state"] == "suspended" and x is not None and x.d.suspension is not None:
+            s = x.d.suspension
+            asked = any(node[0] in ("operator_only", "timeout_only") for node in s.nodes)
+            shut = any(x.d.waitpoints[w].state == "closed" for w in s.waitpoints)
+            full = x.d.signals_n >= x.policy.max_signals_per_execution
+            if not (asked or shut or full):
+                raise Violation("liveness", f"{id} has every signal it could wait for and goes on waiting: {s.nodes}")
+            if self._ask(read).fields.get("paused") is not None:
+                self._ask(c.ResumeExecutionArgs(execution_id=id))
+            for _ in range(2):
+                if self._ask(read).fields["state"] == "suspended":
+                    self._ask(c.ResumeExecutionArgs(execution_id=id))
 
     def _work_off(self, rounds: int) -> list[c.ListedExecution]:
         """A good worker and a good ticker for a while; answers what has not ended."""
@@ -300,7 +364,7 @@ class Simulation:
                     self._ask(c.TickArgs(partitions=[p], ticker="drain", force=True))
                 self.counts["drain"] += 1
                 me: dict[str, Any] = {
-                    "lanes": [*LANES, "rare"], "capability_sets": sets_for(frozenset(TOKENS)), "limit": 100,
+                    "lanes": [*LANES, "rare", DURABLE], "capability_sets": sets_for(frozenset(TOKENS)), "limit": 100,
                     "worker_id": "drain", "worker_instance_id": "drain", "lease_ttl_ms": TTL,
                 }  # fmt: skip
                 answer = self._ask(c.ClaimBatchArgs(partitions=[p], claim_id=f"drain.s.{self.counts['drain']}", **me))
@@ -311,7 +375,7 @@ class Simulation:
                 if any(item.state == "error" for item in done.items):
                     raise Violation("liveness", f"a good worker was refused: {done.items}")
             left = [row for p in FP for row in self._open(p)]
-            if all(row.state == "blocked" for row in left) and not self._expected(left):
+            if all(row.state in ("blocked", "suspended") for row in left) and not self._expected(left):
                 return left
         return left
 
@@ -323,12 +387,13 @@ class Simulation:
         return rows
 
     def _expected(self, left: list[c.ListedExecution]) -> bool:
-        """Whether time alone still moves something blocked: a task no worker knew is failed after a while."""
+        """Whether time alone still moves something: a task no worker knew is failed after a while, a wait may end."""
         waiting = {row.execution_id for row in left if row.reason == "waiting_for_capable_worker"}
+        waiting |= {row.execution_id for row in left if row.state == "suspended"}
         model = self.world.model
         return any(
             f"{p.key}:{name.partition(':')[2]}" in waiting
-            for p in model.partitions.values() for name in p.timers if name.startswith("unknown_task:")
+            for p in model.partitions.values() for name in p.timers if name.startswith(("unknown_task:", "suspension:"))
         )  # fmt: skip
 
     def _ask(self, args: Args[Any]) -> Any:
@@ -359,10 +424,11 @@ def run(
             world, seed, faults=faults, check_every=check_every, touched=touched, checker_every=checker_every
         )  # fmt: skip
         report = Report(seeds=[seed])
-        if seed % 3 == 0:
-            sim.age("c")
         start = time.perf_counter()
         try:
+            sim.seed()
+            if seed % 3 == 0:
+                sim.age("c")
             for _ in range(steps):
                 sim.step()
             if model:

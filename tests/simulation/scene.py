@@ -6,6 +6,7 @@ Everything is drawn from one `random.Random`; nothing reads a clock, a uuid or t
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -26,6 +27,8 @@ from tests.simulation.world import FP, START_MS
 
 LANES = ["a", "b", "c"]
 """And `rare`, which has a job so seldom that it is forgotten in between."""
+DURABLE = "d"
+"""The lane of executions whose handler records its steps and waits."""
 TASKS = ["send", "scan", "sync"]
 TOKENS = ["gpu", "eu"]
 TTL = 3_000
@@ -57,7 +60,7 @@ POLICIES: list[ExecutionPolicy | None] = [
     ExecutionPolicy(lease_ms=1_000, max_replay_count=1), ExecutionPolicy(routing_requirements=_needs("gpu")),
     ExecutionPolicy(routing_requirements=_needs("eu", "gpu"), max_replay_count=0),
     ExecutionPolicy(routing_requirements=_needs("eu"), priority=3), ExecutionPolicy(dedup_window_ms=4_000),
-    ExecutionPolicy(dedup_window_ms=0, max_reclaim_count=3),
+    ExecutionPolicy(dedup_window_ms=0, max_reclaim_count=3), ExecutionPolicy(max_signals_per_execution=3),
 ]  # fmt: skip
 
 
@@ -71,7 +74,20 @@ class Scene:
         self.alive = 0
         self.jobs: list[c.ClaimedJob] = []
         """Leases that were answered to anybody, newest last: what late and foreign reports are made from."""
-        self._serial = 0
+        self.gates: list[Any] = []
+        """Waitpoints somebody has opened (`gates.Gate`)."""
+        self.asked: list[Any] = []
+        """Of these, those that somebody waits at, or has waited."""
+        self.waits: list[tuple[int, Any]] = []
+        """Until when an execution waits, as it was answered."""
+        self.kid = "k1"
+        """The kid that programs believe to sign."""
+        self.ran: Callable[..., None] = lambda job, key, once=False: None
+        """Told of every step whose body is really run."""
+        self._serial = self._suspensions = 0
+
+    durable = 0.6
+    """Share of single creations that go to the durable lane."""
 
     # ---- draws
 
@@ -83,6 +99,15 @@ class Scene:
         self._serial += 1
         partition = partition or self.rng.choice(FP)
         return f"{partition}:{self._serial:08x}-{self.rng.randrange(1 << 16):04x}-7000-8000-000000000000"
+
+    def new_uuid(self) -> Any:
+        self._serial += 1
+        return f"{self._serial:08x}-{self.rng.randrange(1 << 16):04x}-4000-8000-000000000000"
+
+    def suspension_id(self) -> Any:
+        """Mostly a new one."""
+        self._suspensions += self.rng.random() < 0.95
+        return f"s-{self._suspensions}"
 
     def keyed_id(self, key: int) -> Any:
         return f"{FP[key % len(FP)]}:{ids.uuid8(b'key %d' % key)}"
@@ -118,7 +143,10 @@ class Scene:
         priority = rng.choice([0, 0, 0, -2, 1, 100, -100])
         if policy is not None and policy.priority:
             priority = policy.priority
-        lane = rng.choice([*LANES, *LANES, *LANES, "rare"])
+        lane = DURABLE if rng.random() < self.durable else rng.choice([*LANES, *LANES, *LANES, "rare"])
+        if lane == DURABLE and policy is not None and policy.routing_requirements:
+            policy = None
+            priority = 0
         return c.CreateExecutionArgs(
             execution_id=id, namespace=rng.choice(["default", "default", "shop"]),  # type: ignore[arg-type]
             lane_id=lane, execution_kind=rng.choice(TASKS), input_payload=b"p" * rng.choice([0, 5, 90]),  # type: ignore[arg-type]
@@ -126,19 +154,21 @@ class Scene:
             delay_until=rng.choice([None, None, None, self.ms + rng.randrange(3_000)]),  # type: ignore[arg-type]
             execution_deadline_at=rng.choice([None] * 8 + [self.ms + rng.randrange(200, 6_000)]),  # type: ignore[arg-type]
             # Lane c is plain first-in-first-out; the others have tenants.
-            fairness_key=None if lane in ("c", "rare") else rng.choice([None, "t1", "t2", "t3"]),
+            fairness_key=None if lane in ("c", "rare", DURABLE) else rng.choice([None, "t1", "t2", "t3"]),
             tags=rng.choice([{}, {}, {"s.kind": "x"}, {"s.kind": "y", "s.b": "2"}]), version=rng.choice([1, 1, 2]),
         )  # fmt: skip
 
     def creation_of_many(self) -> c.CreateManyArgs:
         rng, partition, lane = self.rng, self.rng.choice(FP), self.rng.choice(LANES)
+        if rng.random() < self.durable / 2:
+            lane = DURABLE
         rows = []
         for _ in range(rng.randrange(1, 12)):
             key = rng.randrange(12) if rng.random() < 0.3 else None
             id = self.new_id(partition) if key is None or FP[key % len(FP)] != partition else self.keyed_id(key)
             self.ids.append(id)
             rows.append(c.NewExecution(id, rng.choice([b"d", b"d", b"e"]) * 16, b"p" * rng.choice([0, 9]),
-                                       None if lane == "c" else rng.choice([None, None, "t1", "t2"]),
+                                       None if lane in ("c", DURABLE) else rng.choice([None, None, "t1", "t2"]),
                                        rng.choice([None, pack_pairs({"s.kind": "x"})])))  # fmt: skip
         policy = rng.choice(POLICIES[:8])
         return c.CreateManyArgs(

@@ -15,6 +15,7 @@ import ffcore.contracts as c
 from ffcore import limits
 from ffcore.args import Args
 from ffcore.policy import ExecutionPolicy, FixedBackoff, RetryPolicy, RoutingRequirements, TimeoutPolicy
+from tests.simulation.gates import digest, fingerprint_of
 from tests.simulation.scene import TTL, sets_for
 from tests.simulation.wire import Place, place, virtual_library
 from tests.simulation.world import FP, START_MS, Refusal, Step, World
@@ -157,3 +158,114 @@ def test_a_policy_is_one_text_in_every_process() -> None:
         for salt in "123"
     }  # fmt: skip
     assert len(texts) == 1
+
+
+# ---- durable executions ------------------------------------------------------------------------------------
+
+
+class Durable:
+    """The calls of one durable execution, made for a trace."""
+
+    def __init__(self, trace: Trace, **options: Any) -> None:
+        self.trace, self._serial = trace, 0
+        trace(c.SeedWaitpointHmacSecretWireArgs(kid="k1", fingerprint=fingerprint_of("k1"), at=FP[0]))
+        self.id = trace.create("d", **options)
+        self.job: Any = None
+        self.claim()
+
+    def claim(self) -> None:
+        (self.job,) = self.trace.claim("d").jobs
+
+    def uuid(self) -> Any:
+        self._serial += 1
+        return f"{self._serial:08x}-0000-4000-8000-000000000000"
+
+    def gate(self, name: str = "ok", **options: Any) -> Any:
+        """A waitpoint that is opened by a call of its own; answers its id."""
+        id = self.uuid()
+        self.trace(c.CreatePendingWaitpointWireArgs(
+            execution_id=self.id, fence=fence(self.job), waitpoint_id=id, waitpoint_key=name, kid="k1",
+            token_digest=digest(id), **options))  # fmt: skip
+        return id
+
+    def suspend(self, condition: str, gate: Any, **options: Any) -> Any:
+        given: dict[str, Any] = {"reason_code": "waiting_for_signal"} | options
+        return self.trace(c.SuspendWireArgs(
+            execution_id=self.id, fence=fence(self.job), suspension_id=self.uuid(), condition=condition.encode(),
+            waitpoints=[c.SuspendWaitpoint(gate, "", None, None, False)], **given))  # fmt: skip
+
+    def wait(self, condition: str, gate: Any, **options: Any) -> Any:
+        return self.trace(c.WaitArgs(
+            execution_id=self.id, fence=fence(self.job), suspension_id=self.uuid(), step="ab.1.1", step_name="wait",
+            condition=condition.encode(), waitpoints=[c.WaitedWaitpoint(gate)], **options))  # fmt: skip
+
+    def signal(self, gate: Any, name: str = "ok", source: str = "dana", **options: Any) -> Any:
+        return self.trace(c.DeliverSignalWireArgs(
+            execution_id=self.id, waitpoint_id=gate, signal_id=self.uuid(), signal_name=name, signal_category="test",
+            source_type="user", source_identity=source, token_digest=digest(gate), **options))  # fmt: skip
+
+
+def test_unblocking_something_else_leaves_a_pause(trace: Trace) -> None:
+    """Whoever lifted another block, even the engine when a quota is free again, lifted an operator's pause with it."""
+    id = trace.create("a")
+    trace(c.BlockExecutionArgs(execution_id=id, blocking_reason="waiting_for_quota"))
+    trace(c.PauseExecutionArgs(execution_id=id, reason="look at it"))
+    trace(c.UnblockExecutionArgs(execution_id=id, expected_blocking_reason="waiting_for_quota"))
+    assert trace.claim("a").jobs == []
+    trace(c.ResumeExecutionArgs(execution_id=id))
+    assert len(trace.claim("a").jobs) == 1
+
+
+def test_a_worker_that_pins_a_version_was_there(trace: Trace) -> None:
+    """A lease that ran out after this call counted as one that was never heard of, and its crash not at all."""
+    d = Durable(trace)
+    trace(c.PinVersionArgs(execution_id=d.id, fence=fence(d.job).wire, version=2))
+    trace.tick(TTL + 1)
+    read = trace(c.ReadExecutionArgs(execution_id=d.id, parts="payload,result,attempts"))
+    assert (read.fields["state"], read.fields["crashes"]) == ("reclaimable", "1")
+
+
+def test_a_worker_that_need_not_wait_was_there(trace: Trace) -> None:
+    """The same where a suspend call finds that what it wants has come already."""
+    d = Durable(trace)
+    gate = d.gate()
+    d.signal(gate)
+    trace.tick(TTL + 1)
+    d.claim()
+    assert isinstance(d.suspend('[["single",0,1,null]]', gate), c.WireSatisfied)
+
+
+def test_a_worker_that_waits_again_was_there(trace: Trace) -> None:
+    """The same where a wait is asked for that is over, by a handler that runs again."""
+    d = Durable(trace)
+    gate = d.gate()
+    assert isinstance(d.wait('[["single",0,1,null]]', gate), c.WaitSuspended)
+    d.signal(gate)
+    d.claim()
+    assert isinstance(d.wait('[["single",0,1,null]]', gate), c.WaitSatisfied)
+
+
+def test_a_gate_that_stays_open_counts_what_it_keeps(trace: Trace) -> None:
+    """A signal that resumed an execution and stayed was counted on top of those the wait had let go of."""
+    d = Durable(trace)
+    gate = d.gate()
+    d.suspend('[["single",0,1,"ok"]]', gate, consume_matched_signals=False, close_waitpoint_on_resume=False)
+    d.signal(gate, "no")
+    assert d.signal(gate).effect == "resume_condition_satisfied"
+
+
+def test_a_replay_still_has_the_signals_its_wait_had_counted(trace: Trace) -> None:
+    """The first of two approvals was lost when the wait for the second ran out; and its sender, sending it again, was
+    told that it was known. A replay could never go on."""
+    d = Durable(trace)
+    gate = d.gate("votes", step="ab.2.1", step_name="gate")
+    two = '[["count",0,2,"distinct_sources",null,[1]]]'
+    d.wait(two, gate, timeout_ms=1_000)
+    assert d.signal(gate, source="dana", idempotency_key="click-1").effect == "appended_to_waitpoint"
+    trace.tick(1_001)
+    assert trace(c.ReadExecutionArgs(execution_id=d.id, parts="payload,result,attempts")).fields["state"] == "failed"
+    trace(c.ReplayExecutionArgs(execution_id=d.id))
+    d.claim()
+    assert isinstance(d.wait(two, gate, timeout_ms=1_000), c.WaitSuspended)
+    assert isinstance(d.signal(gate, source="dana", idempotency_key="click-1"), c.SignalDuplicate)
+    assert d.signal(gate, source="eve", idempotency_key="click-2").effect == "resume_condition_satisfied"

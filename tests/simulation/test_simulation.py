@@ -40,10 +40,12 @@ def test_a_run_keeps_every_promise(valkey: Place, seed: int) -> None:
 
 
 def test_a_run_with_many_faults_keeps_every_promise(valkey: Place) -> None:
-    report = Report()
-    for seed in (52, 53):
+    report, unseen = Report(), set[str]()
+    for seed in range(52, 58):
         report.add(clean(run(seed, 600, on=valkey, faults=BUSY)))
-    unseen = {name for name in vars(Faults()) if name not in report.faults}
+        unseen = {name for name in vars(Faults()) if name not in report.faults}
+        if seed > 52 and unseen <= {"restart", "sleep"}:
+            break
     assert unseen <= {"restart", "sleep"}, f"never happened: {unseen}"
 
 
@@ -81,6 +83,10 @@ PLANTED = {
     "a fence that is not looked at": ("shared/fence.lua", 'return reply.reject("stale_lease", "held at epoch',
                                       'return nil and reply.reject("stale_lease", "held at epoch'),
     "a lost lease that never counts": ("shared/attempt.lua", "crashes, unseen = crashes + 1, 0", "unseen = 0"),
+    "a recorded step that is recorded again": (
+        "journal.lua", 'if was == "ok" or was == "fatal" then return true end', ""),
+    "two counts with one tally": (
+        "shared/condition.lua", 'tokens[i] = "t" .. i .. ":" .. token(', 'tokens[i] = "t:" .. token('),
     "a grant that never lapses": ("grant.lua", 'state.requeue(p, x, "grant_expired", "grant", false)', "p.idle = x"),
 }  # fmt: skip
 
@@ -88,13 +94,13 @@ PLANTED = {
 @pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_bug_is_found_and_shrunk(valkey: Place, bug: str) -> None:
     library = virtual_library(replaced(*PLANTED[bug]))
-    for seed in range(12):
+    for seed in range(40):
         report = run(seed, 800, library=library, on=valkey, drain=False)
         if report.violation is not None:
             break
-    assert report.violation is not None, "12 seeds passed over it"
+    assert report.violation is not None, "40 seeds passed over it"
     short = shrunk(report.trace, report.violation, valkey, library)
-    assert len(short) <= 12 < len(report.trace), "\n".join(map(str, short))
+    assert len(short) <= 16 < len(report.trace), "\n".join(map(str, short))
     # The short trace blames the bug: without it nothing is wrong.
     assert replayed(short, valkey, library) is not None
     assert replayed(short, valkey, virtual_library()) is None

@@ -13,6 +13,7 @@ import ctypes
 import hashlib
 import itertools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -51,6 +52,24 @@ def virtual_library(replace: Mapping[str, str] | None = None) -> Library:
         "return { math.floor(ms / 1000), ms % 1000 * 1000 } end)()"
     )  # fmt: skip
     return assemble(replace=texts)
+
+
+TIGHT = {"STEPS_N": 7, "STEPS_BYTES": 2_000, "JOURNAL_HEAD_BYTES": 300, "WAITPOINTS_N": 3}
+"""Bounds that no run would meet as they are."""
+
+
+_tight: dict[str, tuple[Library, dict[str, int]]] = {}
+
+
+def tightened(library: Library) -> tuple[Library, dict[str, int]]:
+    """The library under bounds that runs meet, and all its bounds by name."""
+    if library.sha in _tight:
+        return _tight[library.sha]
+    line = next(line for line in library.source.splitlines() if line.startswith("local LIMITS = "))
+    bounds = {name: int(value) for name, value in re.findall(r"(\w+) = (-?\d+)", line)} | TIGHT
+    tight = "local LIMITS = { " + ", ".join(f"{name} = {value}" for name, value in bounds.items()) + " }"
+    tighter = library._replace(source=library.source.replace(line, tight), sha=f"{library.sha} tight")
+    return _tight.setdefault(library.sha, (tighter, bounds))
 
 
 class Refused(Exception):

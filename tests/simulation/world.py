@@ -23,7 +23,7 @@ from tests.simulation import audit
 from tests.simulation.model import Expected, No
 from tests.simulation.rules import Model
 from tests.simulation.violation import Violation
-from tests.simulation.wire import CLOCK_KEY, MISSING, Command, Place, Refused, Wire, one
+from tests.simulation.wire import CLOCK_KEY, MISSING, Command, Place, Refused, Wire, one, tightened
 
 START_MS = 1_800_000_000_000
 FP = [ids.partition_key(0), ids.partition_key(1)]
@@ -63,11 +63,12 @@ class World:
     """A store and its model, in step. `model=False` drives the store alone (replay, speed)."""
 
     def __init__(self, place: Place, library: Library, *, model: bool = True) -> None:
-        self.place, self.library = place, library
+        self.place = place
+        self.library, bounds = tightened(library)
         self.wire: Wire = place.open()
-        self._bindings = bindings_of(library)
+        self._bindings = bindings_of(self.library)
         self.checked = model
-        self.model = Model(COUNTS, [*FP, WP], START_MS)
+        self.model = Model(COUNTS, [*FP, WP], START_MS, bounds)
         self.ms = START_MS
         self._stored_ms = 0
         self.trace: list[Step] = []
@@ -121,8 +122,9 @@ class World:
 
     def listen(self, channels: list[str]) -> None:
         """Hear what is published there from now on."""
-        self.channels.update(channels)
-        self.wire.subscribe(channels)  # type: ignore[attr-defined]
+        if channels:
+            self.channels.update(channels)
+            self.wire.subscribe(channels)  # type: ignore[attr-defined]
 
     def _call(self, args: Args[Any]) -> Any:
         self.calls += 1
@@ -184,7 +186,7 @@ class World:
         """Messages since the last look, after they were compared with what the model wants sent."""
         heard, self.wire.pushed = self.wire.pushed, []
         if self.checked:
-            told = [message for message in heard if not message[0].endswith(":tick")]
+            told = [message for message in heard if not message[0].endswith(":tick") and ":s:" not in message[0]]
             wanted = [m for m in self.model.messages if m[0] in self.channels]
             if sorted(told) != sorted(wanted):
                 raise Violation("messages", f"heard {sorted(told)}, the model says {sorted(wanted)}")
@@ -192,8 +194,12 @@ class World:
                 rung = [int(text) for name, text in heard if name == channel]
                 if channel in self.channels and not any(at <= due for at in rung):
                     raise Violation("ticker bell", f"{channel} was not told of {due}, heard {rung}")
+            readers = {channel for channel, _ in heard if ":s:" in channel}
+            if readers != self.channels & set(self.model.streamed):
+                raise Violation("readers", f"{sorted(readers)} were told, should be {sorted(set(self.model.streamed))}")
             self.model.messages.clear()
             self.model.rings.clear()
+            self.model.streamed.clear()
         return heard
 
     def check_touched(self) -> None:

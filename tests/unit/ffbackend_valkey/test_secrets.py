@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
+import pkgutil
+import re
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from ffbackend_valkey import secrets
-from ffbackend_valkey.secrets import secrets_for
+from ffbackend_valkey.secrets import OwnFile, secrets_for
+from ffcore import contracts
+from ffcore.contracts.secret import SeedWaitpointHmacSecretArgs
 from ffcore.errors import EngineError, InvalidArgument, SecretMissing
+from ffcore.ids import PartitionKey
 
 ONE, TWO = "11" * 32, "22" * 32
 SERVER = "valkey://127.0.0.1:1"
@@ -150,6 +158,27 @@ async def test_of_two_who_make_the_first_secret_one_wins(tmp_path: Path, monkeyp
     assert rings[0].secret("k1") == rings[1].secret("k1")
 
 
+def test_of_many_who_add_a_secret_each_one_is_kept(tmp_path: Path) -> None:
+    """Each reads the ring and replaces it; nobody may replace what somebody else has put in meanwhile."""
+    path, kids = tmp_path / "secrets", [f"n{i}" for i in range(8)]
+    asyncio.run(OwnFile(path).ring())
+    together = threading.Barrier(len(kids))
+
+    def add(kid: str) -> None:
+        together.wait()
+        for again in range(5):
+            asyncio.run(OwnFile(path).add(f"{kid}-{again}", b"s" * 32))
+
+    threads = [threading.Thread(target=add, args=(kid,)) for kid in kids]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ring = asyncio.run(OwnFile(path).ring())
+    assert set(ring.kids) == {"k1", *(f"{kid}-{again}" for kid in kids for again in range(5))}
+    assert path.stat().st_mode & 0o777 == 0o600 and [p.name for p in tmp_path.iterdir()] == ["secrets"]
+
+
 async def test_a_memory_store_has_one_ring_per_name() -> None:
     one, same, other = (secrets_for(f"memory://secrets-{name}", no_command, {}) for name in ("a", "a", "b"))
     rings = await asyncio.gather(one.ring(), same.ring(), other.ring())
@@ -160,3 +189,18 @@ async def test_a_memory_store_has_one_ring_per_name() -> None:
 def test_nothing_shows_a_secret() -> None:
     given = secrets_for(SERVER, no_command, {"FF_SECRET": f"k1:{ONE}"})
     assert ONE not in repr(given) and ONE not in repr(secrets.parse_lines(f"k1 {ONE}", "x"))
+
+
+def test_no_struct_of_the_contracts_shows_a_secret_or_a_token() -> None:
+    """A repr gets into logs and tracebacks. Fields are found by their names, so that a new one is not forgotten."""
+    hiding: set[str] = set()
+    for module in pkgutil.iter_modules(contracts.__path__, contracts.__name__ + "."):
+        for struct in vars(importlib.import_module(module.name)).values():
+            if isinstance(struct, type) and issubclass(struct, msgspec.Struct):
+                names = [field.name for field in msgspec.structs.fields(struct) if field.type is not bool]
+                if any(re.fullmatch(r"(.*_)?(token|secret|secret_hex)", name) for name in names):
+                    assert struct.__repr__ is not msgspec.Struct.__repr__, f"{struct} wants @veiled"
+                    hiding.add(struct.__name__)
+    assert len(hiding) >= 12
+    shown = repr(SeedWaitpointHmacSecretArgs(kid="k1", secret_hex=ONE, at=PartitionKey("{fp:0}")))
+    assert shown == "SeedWaitpointHmacSecretArgs(kid='k1', secret_hex=<hidden>, at='{fp:0}')"

@@ -65,6 +65,14 @@ def test_what_has_no_compiled_form_says_why(condition: c.ResumeCondition, keys: 
         compile_condition(condition, keys)
 
 
+@pytest.mark.parametrize("body", [c.all_of([c.OperatorOnly()]), counting(1, "a").body], ids=["AllOf", "Count"])
+def test_the_body_of_a_composite_is_no_condition(body: Any) -> None:
+    """Taken for one it would wait for an operator, and nobody would know."""
+    for condition in (body, c.Composite(c.all_of([body]))):
+        with pytest.raises(InvalidArgument, match=rf"wrap it, Composite\({type(body).__name__}"):
+            compile_condition(condition, ["a"])
+
+
 def test_a_pending_waitpoints_key_is_the_name_no_fresh_one_has() -> None:
     pending = c.use_pending(c.PendingWaitpoint(
         waitpoint_id=WaitpointId("p"), hmac_token=c.WaitpointHmac(WaitpointToken("k:00")),

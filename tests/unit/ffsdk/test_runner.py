@@ -49,7 +49,7 @@ class Outcomes:
 class Job:
     """As much of a claimed job as a runner reads."""
 
-    task, version, lease_id = "wait", 1, "l"
+    task, version, lease_id, journal = "wait", 1, "l", None
 
     def __init__(self, payload: bytes) -> None:
         self.payload = payload

@@ -157,6 +157,16 @@ async def test_a_best_effort_frame_is_not_waited_for(
     assert store.sent == [[b"leaves"], [b"kept"]]
 
 
+async def test_a_best_effort_frame_given_up_as_it_leaves_holds_up_nobody(store: Store, emitter: Emitter) -> None:
+    """Between leaving and being sent lies a turn of the loop, in which its caller may be cancelled."""
+    given_up = put(emitter, b"1", mode="best_effort")
+    asyncio.get_running_loop().call_soon(given_up.cancel)
+    await asyncio.sleep(0.01)
+    async with asyncio.timeout(1):
+        await put(emitter, b"2")
+    assert store.sent[-1] == [b"2"]
+
+
 async def test_a_best_effort_frame_that_is_refused_disturbs_nobody(store: Store, emitter: Emitter) -> None:
     store.refused = {b"x"}
     await put(emitter, b"x", mode="best_effort")

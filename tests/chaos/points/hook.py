@@ -1,0 +1,226 @@
+"""Dying at a point: the worker's process kills itself when a job that asks for it gets there.
+
+The rule: `before` an engine call nothing of it has been sent; `after` it the store has answered, the answer stands in
+the book, and the worker has not heard it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import msgspec
+
+from ffcore.args import Args
+from ffcore.backend import settled
+from ffcore.contracts.batch import ClaimBatchArgs, ClaimedBatch, ClaimedJob, CompletedMany, CompleteManyArgs
+from ffcore.contracts.failure import FailExecutionArgs
+from ffcore.contracts.journal import ContinueAsArgs, RecordStepArgs, StepReplayed
+from ffcore.contracts.secret import MintTokenArgs
+from ffcore.contracts.stream import AppendedMany, AppendFramesArgs
+from ffcore.contracts.suspension import WaitArgs, WaitSuspended
+from ffcore.contracts.waitpoint import CreatePendingWaitpointArgs
+from ffcore.errors import EngineError
+from ffcore.operations import Operations
+from ffcore.steps import JournalEntry, began, entries_of
+from tests.chaos.ledger import now_ms
+from tests.chaos.points.book import Book
+from tests.chaos.points.plan import SHAKY, Order
+
+if TYPE_CHECKING:
+    from ffcore.backend import Backend, BlockingCalls, StoreConfig, Subscription
+    from ffcore.ids import ExecutionId, PartitionKey
+
+R = TypeVar("R")
+
+
+class Known(NamedTuple):
+    """A job this process holds, as it was leased."""
+
+    n: int
+    run: int
+    leg: str
+    epoch: int
+    die: Sequence[str]
+
+
+def leg_of(run: int, entries: Iterable[JournalEntry]) -> str:
+    """How far a job was when it was leased, by what is recorded: it is on the same leg whoever died meanwhile."""
+    if run:
+        return "second"
+    seen = {(entry.kind, entry.name) for entry in entries}
+    waits = {name for kind, name in seen if kind == "wait"}
+    if waits:
+        return "slept" if "sleep" in waits else "signalled"
+    return "retry" if ("step", SHAKY) in seen else "first"
+
+
+class Points:
+    """What one process passes."""
+
+    def __init__(self, book: Book, directory: Path) -> None:
+        """directory: where a file for each death says that it has happened."""
+        self.book, self._directory = book, directory
+        self._jobs: dict[str, Known] = {}
+
+    def reach(self, execution_id: str, event: str) -> None:
+        """A job gets to a point; this may not return."""
+        job = self._jobs.get(execution_id)
+        if job is None:
+            return
+        point = f"{job.leg}/{event}"
+        if not job.die:
+            self.book.note("at", job.n, point)
+        elif point in job.die and self._first(job.n, job.die.index(point)):
+            self.book.note("kill", job.n, point, os.getpid(), len(self._jobs) - 1, now_ms())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _first(self, n: int, index: int) -> bool:
+        try:
+            os.close(os.open(self._directory / f"{n}.{index}", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
+    def leg(self, execution_id: str) -> str:
+        """Which leg a job is on that this process holds."""
+        return self._jobs[execution_id].leg
+
+    # ---- the store's answers
+
+    def leased(self, jobs: Iterable[ClaimedJob]) -> None:
+        for job in jobs:
+            order = msgspec.json.decode(job.payload, type=Order)
+            entries = entries_of(job.journal.entries) if job.journal is not None else []
+            leg = leg_of(job.run, entries)
+            self._jobs[job.execution_id] = Known(order.n, job.run, leg, job.lease_epoch, order.die)
+            self.book.note("claim", order.n, job.lease_epoch, job.run, job.attempt_index, leg, now_ms())
+            if job.journal is not None and began(job.journal.began)[0] == job.run:
+                for entry in entries:
+                    self.book.note("head", order.n, job.run, entry.name.replace(" ", ""), entry.status)
+            self.reach(job.execution_id, "claimed")
+
+    def answered(self, args: Args[Any], answer: Any) -> None:
+        """Write down what the store has from now on."""
+        if isinstance(args, RecordStepArgs):
+            if (job := self._jobs.get(args.execution_id)) is not None:
+                word = "replayed" if isinstance(answer, StepReplayed) else "recorded"
+                self.book.note("ack", job.n, job.run, args.name, args.status, _epoch(args.fence), word)
+        elif isinstance(args, AppendFramesArgs):
+            assert isinstance(answer, AppendedMany)
+            for frame, item in zip(args.items, answer.items, strict=True):
+                if item.state != "error" and (job := self._jobs.get(frame.execution_id)) is not None:
+                    self.book.note("frame", job.n, job.run, frame.frame_type, _epoch(frame.fence))
+
+    def passed(self, args: Args[Any], answer: Any) -> None:
+        """What comes with an answer beside it: jobs leased, jobs given up."""
+        if isinstance(args, CompleteManyArgs):
+            assert isinstance(answer, CompletedMany)
+            for item in args.items:
+                self._forget(item.execution_id, _epoch(item.fence))
+            self.leased(answer.claimed.jobs)
+        elif isinstance(args, ClaimBatchArgs):
+            assert isinstance(answer, ClaimedBatch)
+            self.leased(answer.jobs)
+        elif isinstance(args, ContinueAsArgs):
+            self._forget(args.execution_id, _epoch(args.fence))
+        elif isinstance(answer, WaitSuspended) or isinstance(args, FailExecutionArgs):
+            assert isinstance(args, WaitArgs | FailExecutionArgs) and args.fence is not None
+            self._forget(args.execution_id, args.fence.lease_epoch)
+
+    def _forget(self, execution_id: str, epoch: int) -> None:
+        job = self._jobs.get(execution_id)
+        if job is not None and job.epoch == epoch:
+            del self._jobs[execution_id]
+
+
+def _epoch(fence: str) -> int:
+    return int(fence.split(" ")[1])
+
+
+def events(args: Args[Any]) -> Iterator[tuple[str, str]]:
+    """The executions an engine call is about, and what it is called for each. Claims are none: nobody holds the job."""
+    match args:
+        case RecordStepArgs():
+            yield args.execution_id, f"record:{args.name}:{args.status}"
+        case CreatePendingWaitpointArgs():
+            yield args.execution_id, f"gate:{args.step_name}"
+        case WaitArgs():
+            yield args.execution_id, f"wait:{args.step_name.replace(' ', '')}"
+        case AppendFramesArgs():
+            for frame in args.items:
+                yield frame.execution_id, f"frame:{frame.frame_type}"
+        case CompleteManyArgs():
+            for item in args.items:
+                yield item.execution_id, "complete"
+        case ContinueAsArgs():
+            yield args.execution_id, "continue"
+        case FailExecutionArgs():
+            yield args.execution_id, "fail"
+        case MintTokenArgs():
+            pass  # made in this process, not in the store
+        case _:
+            if (execution_id := getattr(args, "execution_id", None)) is not None:
+                yield execution_id, args.function()
+
+
+class Deadly(Operations):
+    """A worker's backend, in which it dies."""
+
+    def __init__(self, backend: Backend, points: Points) -> None:
+        self._backend, self._points = backend, points
+
+    @property
+    def config(self) -> StoreConfig:
+        return self._backend.config
+
+    @property
+    def url(self) -> str:
+        return self._backend.url
+
+    @property
+    def grouped(self) -> bool:
+        return self._backend.grouped
+
+    async def call(self, args: Args[R]) -> R:
+        points, about = self._points, list(events(args))
+        for execution_id, event in about:
+            points.reach(execution_id, f"{event}/before")
+        answer = await self._backend.call(args)
+        points.answered(args, answer)
+        for execution_id, event in about:
+            points.reach(execution_id, f"{event}/after")
+        points.passed(args, answer)
+        return answer
+
+    async def call_all(self, batch: Sequence[Args[R]]) -> list[R | EngineError]:
+        return settled(await asyncio.gather(*(self.call(args) for args in batch), return_exceptions=True))
+
+    async def subscribe(
+        self, channels: Sequence[str], on_message: Callable[[str, bytes], None],
+        on_gap: Callable[[], None] | None = None,
+    ) -> Subscription:  # fmt: skip
+        return await self._backend.subscribe(channels, on_message, on_gap)
+
+    def worker_channel(self, partition: PartitionKey, name: str) -> str:
+        return self._backend.worker_channel(partition, name)
+
+    def client_channel(self, partition: PartitionKey, name: str) -> str:
+        return self._backend.client_channel(partition, name)
+
+    def ticker_channel(self, partition: PartitionKey) -> str:
+        return self._backend.ticker_channel(partition)
+
+    def stream_channel(self, execution_id: ExecutionId) -> str:
+        return self._backend.stream_channel(execution_id)
+
+    def blocking(self) -> BlockingCalls:
+        """The renewal thread's calls record nothing, and when they come is up to the clock: no points."""
+        return self._backend.blocking()
+
+    async def close(self) -> None:
+        await self._backend.close()
