@@ -178,6 +178,8 @@ def scheduler(scene: Scene, name: str) -> Talk:
                     execution_id=id, lane_id=lane, grant_ttl_ms=ttl, worker_capabilities=tokens,  # type: ignore[arg-type]
                     **(who | {"worker_id": worker})))  # fmt: skip
         if rng.random() < 0.1:
+            if rng.random() < 0.3:  # a grant that lapses while it is paused
+                yield from ask(c.PauseExecutionArgs(execution_id=id, reason="not now"))
             continue
         read = yield from ask(c.ReadExecutionArgs(execution_id=id, parts="payload,result,attempts"))
         fields = read.fields if isinstance(read, c.StoredExecution) else {}
@@ -191,6 +193,8 @@ def scheduler(scene: Scene, name: str) -> Talk:
             who["worker_id"] = "stranger"
         call: Args[Any]
         if (fields.get("next") == "resumed" and rng.random() < 0.8) or rng.random() < 0.08:
+            if rng.random() < 0.2:
+                index += 1  # rare: few claims by grant are of what was suspended
             call = c.ClaimResumedExecutionArgs(
                 current_attempt_index=max(0, index), remaining_attempt_timeout_ms=rng.choice([None, None, 0, 800]),  # type: ignore[arg-type]
                 **lease, **who)  # fmt: skip

@@ -155,7 +155,7 @@ def sending(scene: Scene, gate: Gate) -> Any:
     id, waitpoint_id = gate.execution_id, gate.waitpoint_id
     draw = rng.random()
     if draw < 0.04:
-        id = rng.choice([rng.choice(scene.gates).execution_id, scene.any_id()])
+        id = rng.choice([rng.choice(scene.gates).execution_id, scene.any_id(), scene.nobody()])
     elif draw < 0.05:
         waitpoint_id = rng.choice([rng.choice(scene.gates).waitpoint_id, scene.new_uuid()])
     make: Any = rng.choice([c.DeliverSignalWireArgs, c.DeliverSignalWireArgs, c.BufferSignalWireArgs])

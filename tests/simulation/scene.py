@@ -116,8 +116,12 @@ class Scene:
         """Mostly a recent one; now and then one that nobody created."""
         rng = self.rng
         if not self.ids or rng.random() < 0.02:
-            return f"{rng.choice(FP)}:{NOBODY}"
+            return self.nobody()
         return rng.choice(self.ids[-30:]) if rng.random() < 0.85 else rng.choice(self.ids)
+
+    def nobody(self) -> Any:
+        """An execution that nobody created."""
+        return f"{self.rng.choice(FP)}:{NOBODY}"
 
     def any_job(self) -> c.ClaimedJob | None:
         """One of the last that were leased; now and then one of an execution that is not."""
