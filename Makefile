@@ -59,13 +59,13 @@ types: venv ## Check types: mypy and pyright on the rooms, then on the examples 
 	"$$root/.venv/bin/mypy" --strict --explicit-package-bases --python-executable "$$root/$(PY)" examples && \
 	"$$root/.venv/bin/pyright" --pythonpath "$$root/$(PY)" -p "$$dir"
 
-chaos: venv ## Kill, stop and cut real processes for 3 minutes and prove that nothing was lost (ARGS="--seed 7")
+chaos: venv ## Kill, stop and cut real processes for 4 minutes and prove that nothing was lost (ARGS="--seed 7")
 	$(PY) -m tests.chaos $(ARGS)
 
 chaos-long: venv ## The same at ten times the size
 	$(PY) -m tests.chaos --long $(ARGS)
 
-chaos-proof: venv ## Show that the chaos run notices a broken library (about 4 minutes)
+chaos-proof: venv ## Show that the chaos run notices a broken library (about 6 minutes)
 	$(PY) -m pytest -q tests/chaos $(ARGS)
 
 cluster: venv ## Run the tests on a Valkey Cluster of their own: failover, slot migration, what is lost (ARGS="-k migration")
@@ -75,7 +75,7 @@ cluster: venv ## Run the tests on a Valkey Cluster of their own: failover, slot 
 sim: venv ## Simulate 240 seeded runs with faults at every call (SEED=7, RUNS=1000 STEPS=5000)
 	$(PY) -m tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(RUNS),--runs $(RUNS)) $(if $(STEPS),--steps $(STEPS)) $(ARGS)
 
-mutants: venv ## Break the Lua on purpose, 150 ways, and see each noticed (ONLY=fence, ARGS=--list, ARGS=--all)
+mutants: venv ## Break the Lua on purpose, 210 ways, and see each noticed (ONLY=fence, ARGS=--list, ARGS=--all)
 	$(PY) -m tests.mutants --only "$(ONLY)" $(ARGS)
 
 bench: venv ## Measure: prints numbers and the machine, asserts nothing

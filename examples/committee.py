@@ -44,10 +44,10 @@ async def main() -> None:
         invited = dict([await tokens.get() for _ in range(3)])
         for _ in range(2):  # ada clicks twice
             answer = await client.signal(invited["ada"], Vote("yes"), name="yes", key="ada-1", source="web:ada")
-            print(f"ada: {answer.effect}")
+            print("ada:", "heard before" if answer.duplicate else "heard")
         vote = Vote("if it is simple")
         answer = await client.signal(invited["edsger"], vote, name="yes", key="edsger-1", source="web:edsger")
-        print(f"edsger: {answer.effect}")
+        print("edsger:", "heard before" if answer.duplicate else "heard")
         print("\n".join(await job.result(timeout=30)))
     await worker.stop()
     await running
