@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from ffcore.args import Args
@@ -56,7 +56,6 @@ class Durable:
     version        of the task that runs
     run            the run the journal began in; keys of effects follow from it
     gone           True once the job is suspended
-    frames         frames that travel with the next step's record
     alarms         when the sleeps of this handler end, by the store's clock
     running        tasks that run a step's function
     """
@@ -75,7 +74,6 @@ class Durable:
         self._landed: asyncio.Future[None] | None = None
         self._progress: tuple[int, str] | None = None
         self._flush: asyncio.TimerHandle | None = None
-        self.frames: list[StepFrame] = []
         self.alarms: list[int] = []
         self.running: set[asyncio.Task[Any]] = set()
         self.gone = False
@@ -199,17 +197,16 @@ class Durable:
             self._loading = None
 
     async def record(
-        self, key: str, kind: str, name: str, status: str = "ok", value: bytes | None = None
-    ) -> JournalEntry | None:
-        """Record what a call came to, and renew the lease with it; progress and frames that wait travel along. Answers
-        the entry that stands already, if one does: then that is what the call came to.
+        self, key: str, kind: str, name: str, status: str = "ok", value: bytes | None = None,
+        frames: Sequence[StepFrame] = (),
+    ) -> JournalEntry | None:  # fmt: skip
+        """Record what a call came to, and renew the lease with it; frames and progress that waits travel along.
+        Answers the entry that stands already, if one does: then that is what the call came to.
 
         Raises JournalFull; what `call` raises.
         """
         host, held = self.host, self.held
-        progress, frames = self._take_progress(), self.frames
-        if frames:
-            self.frames = []
+        progress = self._take_progress()
         sent = host.clock()
         answer = await self.call(
             RecordStepArgs(
@@ -224,7 +221,7 @@ class Durable:
                 lease_ttl_ms=host.lease_ms,
                 progress_pct=progress[0] if progress else None,
                 progress_message=(progress[1] or None) if progress else None,
-                frames=frames,
+                frames=list(frames),
             )
         )
         host.extend(held, answer.lease_expires_at, sent)

@@ -21,6 +21,7 @@ import msgspec
 
 from ffcore import checks, ids, limits
 from ffcore.conditions import compile_sleep
+from ffcore.contracts.journal import StepFrame
 from ffcore.contracts.suspended import parse_wait
 from ffcore.contracts.suspension import SuspensionReasonCode, TimeoutBehavior, WaitArgs, WaitSatisfied
 from ffcore.errors import EngineError, InvalidArgument, JournalFull
@@ -41,6 +42,7 @@ SLEEP: Final = "sleep"
 SUSPEND_MS: Final = 4_500
 """A sleep this long gives up the slot: less is not worth the claim that follows. Sleeps of 5 s do, also when recording
 them has taken a while."""
+STEP_FRAMES_N: Final = 100
 REASON_BYTES: Final = 4 << 10
 """What is kept of an error in the journal, which is read at each claim."""
 PLAIN: Final = (str, int, bool)
@@ -57,10 +59,33 @@ class StepInfo:
     occurrence   how many steps of this name and these arguments came before it
     """
 
-    __slots__ = ("durable", "key", "name", "over")
+    __slots__ = ("durable", "frames", "key", "name", "over")
 
     def __init__(self, durable: Durable, name: str, key: str) -> None:
         self.name, self.durable, self.key, self.over = name, durable, key, False
+        self.frames: list[StepFrame] = []
+        """What `emit` left for the step's record."""
+
+    def emit(self, value: Any, type: str = "token") -> None:
+        """A frame of the job's stream that is part of the step: readers get it when the step is recorded, once; of a
+        try that is not recorded they get none. (`ctx.emit` shows a frame at once, and again when the step runs again.)
+        Bytes are read back as bytes, anything else as the JSON value. Also for a function in a thread.
+
+        Raises InvalidArgument: a value that does not encode, more than 64 KiB of it, more than 100 frames or 1 MiB in a
+        step.
+        """
+        from ffsdk.streams import encoded
+
+        raw, encoding = encoded(value, type)
+        if self.over:
+            raise InvalidArgument(f"step {self.name!r} has ended")
+        size = len(raw) + sum(len(frame.payload) for frame in self.frames)
+        if len(self.frames) >= STEP_FRAMES_N or size > limits.BATCH_BYTES:
+            raise InvalidArgument(
+                f"step {self.name!r} has {len(self.frames)} frames, and its record takes {STEP_FRAMES_N} and "
+                f"{limits.BATCH_BYTES} bytes of them: use ctx.emit for what may be seen twice"
+            )
+        self.frames.append(StepFrame(type, "append", raw, encoding))
 
     @property
     def effect_key(self) -> str:
@@ -204,7 +229,7 @@ class Begun:
         except InvalidArgument as unfit:
             await self.failed(unfit)
             raise
-        standing = await self.durable.record(self.key, "step", self.name, "ok", raw)
+        standing = await self.durable.record(self.key, "step", self.name, "ok", raw, self.info.frames)
         return value if standing is None else result_of(standing, plan)
 
     async def failed(self, error: Exception) -> None:

@@ -63,17 +63,9 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
 
 async def emit(ctx: Context, value: Any, type: str = "token", mode: Mode = "append") -> None:
     """Append a frame to the stream of the attempt; see `ffsdk.context.Context.emit`."""
-    checks.text("" if type is None else type, "type", limits.NAME_BYTES)  # pyright: ignore[reportUnnecessaryComparison]
-    if type in OURS:
-        raise InvalidArgument(f"frames of type {type!r} are the engine's own: use another word")
     if mode not in MODES:
         raise InvalidArgument(f"mode is {checks.shown(mode)}: use append or best_effort")
-    encoding = None
-    if isinstance(value, bytes | bytearray | memoryview):
-        raw, encoding = bytes(cast("bytes", value)), BYTES
-        checks.size(raw, "the frame", limits.FRAME_BYTES)
-    else:
-        raw = payloads.encode(value, "the frame", limits.FRAME_BYTES)
+    raw, encoding = encoded(value, type)
     durable = _holding(ctx)
     frame = emitter_of(durable.host.backend).put(
         ExecutionId(ctx.execution_id), durable.fence_text, type, mode, raw, encoding
@@ -83,6 +75,18 @@ async def emit(ctx: Context, value: Any, type: str = "token", mode: Mode = "appe
     except StaleLease:
         _holding(ctx)  # suspended meanwhile: the handler is being unwound
         raise
+
+
+def encoded(value: Any, type: str) -> tuple[bytes, str | None]:
+    """A frame's bytes, and what they are: None for JSON. InvalidArgument for a value or a type that cannot be one."""
+    checks.text("" if type is None else type, "type", limits.NAME_BYTES)  # pyright: ignore[reportUnnecessaryComparison]
+    if type in OURS:
+        raise InvalidArgument(f"frames of type {type!r} are the engine's own: use another word")
+    if isinstance(value, bytes | bytearray | memoryview):
+        raw = bytes(cast("bytes", value))
+        checks.size(raw, "the frame", limits.FRAME_BYTES)
+        return raw, BYTES
+    return payloads.encode(value, "the frame", limits.FRAME_BYTES), None
 
 
 def _holding(ctx: Context) -> Durable:
