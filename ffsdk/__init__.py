@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ffsdk import sync
     from ffsdk.app import App
     from ffsdk.client import Client
-    from ffsdk.conditions import all_of, count, operator
+    from ffsdk.conditions import all_of, any_of, count, operator, quorum
     from ffsdk.context import Context
     from ffsdk.errors import (
         AdmissionDenied,
@@ -79,7 +79,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "app": ("App",),
     "client": ("Client",),
-    "conditions": ("all_of", "count", "operator"),
+    "conditions": ("all_of", "any_of", "count", "operator", "quorum"),
     "context": ("Context",),
     "errors": (
         "AdmissionDenied", "BudgetExceeded", "ContinueAs", "EngineBug", "EngineError", "Failure", "Fatal",
@@ -110,7 +110,7 @@ __all__ = [
     "App", "Task", "Retry", "Payload", "Context", "Worker",
     "Client", "connect", "sync", "Job", "Outcome", "Completed", "Failed", "Cancelled", "Expired", "Skipped",
     "JobStatus", "JobInfo", "Progress", "Explanation", "Reason", "Event", "LaneStats", "FanOut", "Bulk", "Frame",
-    "Step", "Waitpoint", "Gate", "Signal", "SignalAnswer", "all_of", "count", "operator",
+    "Step", "Waitpoint", "Gate", "Signal", "SignalAnswer", "all_of", "any_of", "count", "operator", "quorum",
     "LaneSettings", "StoreSettings",
     "Failure", "Fatal", "RetryAfter", "ContinueAs", "StepConflict", "StepInterrupted", "JournalFull", "GateTimeout",
     "InvalidSignal", "StepInfo", "step_info",

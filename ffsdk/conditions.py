@@ -139,6 +139,20 @@ def count(
     return Count(n, spread(gates, Gate, "count"), distinct, name)
 
 
+def any_of(*gates: Gate[Any] | Iterable[Gate[Any]]) -> Count:
+    """A signal to any one of these gates, given as arguments or as one list."""
+    from ffsdk.gates import Gate
+
+    return Count(1, spread(gates, Gate, "any_of"), "waitpoints", None)
+
+
+def quorum(n: int, *gates: Gate[Any] | Iterable[Gate[Any]]) -> Count:
+    """Signals to `n` different ones of these gates, given as arguments or as one list."""
+    from ffsdk.gates import Gate
+
+    return Count(n, spread(gates, Gate, "quorum"), "waitpoints", None)
+
+
 def operator() -> Operator:
     """An operator must agree: `job.resume()` or `ff job resume` meets this part of a condition, and what else is in it
     is still waited for, however often the job is resumed. No signal meets it, also not one of `ff signal approve`."""

@@ -60,6 +60,8 @@ def test_members_are_given_one_by_one_or_as_one_list() -> None:
 
 
 def test_conditions_nest_and_a_gate_named_twice_is_one_waitpoint() -> None:
+    assert nodes(ff.any_of(A, B)) == nodes(ff.any_of([A, B])) == nodes(ff.count(1, A, B))
+    assert nodes(ff.quorum(2, A, B, C)) == nodes(ff.quorum(2, [A, B, C])) == nodes(ff.count(2, A, B, C))
     tree = ff.all_of(A, ff.count(1, [A, B], distinct="sources", name="ok"), ff.operator())
     assert tree.gates() == [A, B]
     assert nodes(tree) == [
@@ -83,6 +85,8 @@ def test_a_count_takes_the_names_its_gates_agree_on() -> None:
         (lambda: ff.all_of(), "never waits"),
         (lambda: ff.all_of("a"), "use gates"),
         (lambda: ff.count(1), "needs gates"),
+        (lambda: ff.any_of(), "needs gates"),
+        (lambda: ff.quorum(3, A, B), "cannot come true"),
         (lambda: ff.count(0, A), "whole number"),
         (lambda: ff.count(3, A, B), "cannot come true"),
         (lambda: ff.count(2, A, A), "cannot come true"),
