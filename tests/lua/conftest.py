@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from ffbackend_valkey.binding import Binding
+from ffbackend_valkey.memory import MemoryServer
 from tests.integration.proxy import own_server
 from tests.lua.engine import Engine, library_of, open_engine
 
@@ -77,6 +78,7 @@ async def engine(store_url: str) -> AsyncIterator[Engine]:
         assert not left, "the store is inconsistent after the test:\n  " + "\n  ".join(left)
     finally:
         await engine.close()
+        MemoryServer.discard(store_url.removeprefix("memory://"))  # a Lua of its own each, for good otherwise
 
 
 @pytest.fixture(scope="session")
