@@ -9,5 +9,11 @@ EQUIVALENT: dict[str, str] = {
         "only what failed as poisoned has more crashes than its policy allows, and a replay clears them",
     "drop_refusal:execution.lua:plan_of:1075":
         "check_names has bounded the caller's priority and policy.decode the policy's: the third look finds nothing",
+    "negate:condition.lua:condition.read:016e":
+        "a cache that is emptied each time is slow, and answers the same",
+    "drop_conjunct:signal.lua:deliver:0060":
+        "what an answered key keeps is written by this function alone, and can be read",
+    "drop_conjunct:suspension.lua:recorded:062c":
+        "an entry of kind wait is written when the wait is over, with status ok and no other",
 }  # fmt: skip
 """By id. An entry whose mutant is gone, or dies after all, fails `test_mutants.py` or the run."""
