@@ -17,7 +17,7 @@ from typing import Any
 
 import ffsdk as ff
 from bench.functions import PARTITION, WORKER, Driver, creates, fence
-from bench.harness import Row, Size, child, processes, quantile, ready, row, say_ready, server, start, while_running
+from bench.harness import Row, Size, child, processes, quantile, ready, row, serve, server, start, while_running
 from ffcore import ids, tokens
 from ffcore.args import Args
 from ffcore.conditions import compile_condition
@@ -203,11 +203,7 @@ async def cycle_rate(url: str, jobs: int) -> float:
 
 async def worker(url: str, back: str) -> None:
     app, _ = app_of(url, back)
-    own = app.worker(lanes=[LANE])
-    running = asyncio.create_task(own.run(signals=True))
-    await while_running(own.started.wait(), running)
-    say_ready()
-    await running
+    await serve(app.worker(lanes=[LANE]))
 
 
 async def sender(url: str, back: str, samples: int) -> dict[str, list[float]]:

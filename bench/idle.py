@@ -5,11 +5,10 @@ The rule: ten separate processes, as ten pods would be; counted once they have s
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 import ffsdk as ff
-from bench.harness import Row, Size, cpu_s, processes, ready, row, say_ready, server, start, while_running
+from bench.harness import Row, Size, cpu_s, processes, ready, row, serve, server, start
 
 WORKERS = 10
 
@@ -22,11 +21,7 @@ async def worker(url: str, lane: str) -> None:
     async def nothing(payload: int) -> None:
         return None
 
-    own = app.worker(lanes=[lane])
-    running = asyncio.create_task(own.run(signals=True))
-    await while_running(own.started.wait(), running)
-    say_ready()
-    await running
+    await serve(app.worker(lanes=[lane]))
 
 
 def run(size: Size) -> list[Row]:

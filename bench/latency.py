@@ -15,7 +15,7 @@ import tempfile
 import time
 
 import ffsdk as ff
-from bench.harness import Row, Size, child, processes, quantile, ready, row, say_ready, server, start, while_running
+from bench.harness import Row, Size, child, processes, quantile, ready, row, serve, server, start
 from ffcore.contracts.upkeep import NoopArgs
 from ffcore.ids import partition_key
 
@@ -35,11 +35,7 @@ def app_of(url: str, back: str) -> tuple[ff.App, ff.Task[int, None]]:
 
 async def worker(url: str, back: str) -> None:
     app, _ = app_of(url, back)
-    own = app.worker(lanes=[LANE])
-    running = asyncio.create_task(own.run(signals=True))
-    await while_running(own.started.wait(), running)
-    say_ready()
-    await running
+    await serve(app.worker(lanes=[LANE]))
 
 
 async def client(url: str, back: str, samples: int) -> dict[str, list[float]]:

@@ -27,10 +27,9 @@ from bench.harness import (
     quantile,
     ready,
     row,
-    say_ready,
+    serve,
     server,
     start,
-    while_running,
 )
 from bench.purge import age, left, ticking
 from ffbackend_valkey.stores import connect
@@ -81,11 +80,7 @@ def app_of(url: str, back: str) -> tuple[ff.App, ff.Task[int, None]]:
 
 async def worker(url: str, back: str) -> None:
     app, _ = app_of(url, back)
-    own = app.worker(lanes=[LANE], concurrency=HELD, lease=LEASE_S, grace=0.1)
-    running = asyncio.create_task(own.run(signals=True))
-    await while_running(own.started.wait(), running)
-    say_ready()
-    await running
+    await serve(app.worker(lanes=[LANE], concurrency=HELD, lease=LEASE_S, grace=0.1))
 
 
 Process = subprocess.Popen[str]

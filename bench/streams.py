@@ -11,7 +11,7 @@ import random
 import time
 
 import ffsdk as ff
-from bench.harness import Row, Size, child, processes, quantile, ready, row, say_ready, server, start, while_running
+from bench.harness import Row, Size, child, processes, quantile, ready, row, serve, server, start, while_running
 
 LANE = "streams"
 PRODUCERS = 16
@@ -57,11 +57,7 @@ async def clock(url: str, frames: int) -> None:
             await asyncio.sleep(random.uniform(0.005, 0.015))
             await ctx.emit(time.monotonic_ns())
 
-    worker = app.worker(lanes=[LANE], concurrency=2)
-    running = asyncio.create_task(worker.run(signals=True))
-    await while_running(worker.started.wait(), running)
-    say_ready()
-    await running
+    await serve(app.worker(lanes=[LANE], concurrency=2))
 
 
 async def read(url: str, readers: int) -> dict[str, list[float]]:

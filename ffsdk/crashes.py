@@ -14,15 +14,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from ffcore.args import Args
-from ffcore.backend import settled
 from ffcore.contracts.reads import ListCapabilitySetsArgs
 from ffcore.contracts.roster import AnnounceTasksArgs, PublishTasksArgs, RegisterWorkerArgs
 from ffcore.errors import EngineError, InvalidArgument, Unavailable
-from ffcore.operations import Operations
+from ffsdk.forwarding import Forwarding
 
 if TYPE_CHECKING:
-    from ffcore.backend import Backend, BlockingCalls, StoreConfig, Subscription
-    from ffcore.ids import ExecutionId, PartitionKey
+    from ffcore.backend import Backend, BlockingCalls, Subscription
 
 R = TypeVar("R")
 When = Literal["before", "after"]
@@ -137,23 +135,12 @@ def through_process(backend: Backend) -> Backend:
     return backend if process is None else _Seen(backend, process)
 
 
-class _Seen(Operations):
+class _Seen(Forwarding):
     """A Backend that counts its calls, and falls silent when its process dies."""
 
     def __init__(self, backend: Backend, process: Process) -> None:
-        self._backend, self._process = backend, process
-
-    @property
-    def config(self) -> StoreConfig:
-        return self._backend.config
-
-    @property
-    def url(self) -> str:
-        return self._backend.url
-
-    @property
-    def grouped(self) -> bool:
-        return self._backend.grouped
+        super().__init__(backend)
+        self._process = process
 
     async def call(self, args: Args[R]) -> R:
         process = self._process
@@ -178,9 +165,6 @@ class _Seen(Operations):
             raise answer
         return answer
 
-    async def call_all(self, batch: Sequence[Args[R]]) -> list[R | EngineError]:
-        return settled(await asyncio.gather(*(self.call(args) for args in batch), return_exceptions=True))
-
     async def subscribe(
         self, channels: Sequence[str], on_message: Callable[[str, bytes], None],
         on_gap: Callable[[], None] | None = None,
@@ -190,18 +174,6 @@ class _Seen(Operations):
                 on_message(channel, data)
 
         return await self._backend.subscribe(channels, heard, on_gap)
-
-    def worker_channel(self, partition: PartitionKey, name: str) -> str:
-        return self._backend.worker_channel(partition, name)
-
-    def client_channel(self, partition: PartitionKey, name: str) -> str:
-        return self._backend.client_channel(partition, name)
-
-    def ticker_channel(self, partition: PartitionKey) -> str:
-        return self._backend.ticker_channel(partition)
-
-    def stream_channel(self, execution_id: ExecutionId) -> str:
-        return self._backend.stream_channel(execution_id)
 
     def blocking(self) -> BlockingCalls:
         return _SeenByThread(self._backend.blocking(), self._process)

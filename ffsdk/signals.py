@@ -139,7 +139,7 @@ def choose(opened: Sequence[Waitpoint], gate: str | None, execution_id: str) -> 
         found = [one for one in opened if one.state == "active"] or list(opened)
     if len(found) == 1:
         return found[0]
-    names = ", ".join(one.gate for one in opened)
+    names = ", ".join(sorted(one.gate for one in opened))
     if not opened:
         raise InvalidArgument(f"{execution_id} has no open gate; to let it go on, resume it (`ff job resume`)")
     if gate is None:

@@ -6,17 +6,15 @@ the book, and the worker has not heard it.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
 from ffcore.args import Args
-from ffcore.backend import settled
 from ffcore.contracts.batch import ClaimBatchArgs, ClaimedBatch, ClaimedJob, CompletedMany, CompleteManyArgs
 from ffcore.contracts.failure import FailExecutionArgs
 from ffcore.contracts.journal import ContinueAsArgs, RecordStepArgs, StepReplayed
@@ -24,16 +22,14 @@ from ffcore.contracts.secret import MintTokenArgs
 from ffcore.contracts.stream import AppendedMany, AppendFramesArgs
 from ffcore.contracts.suspension import WaitArgs, WaitSuspended
 from ffcore.contracts.waitpoint import CreatePendingWaitpointArgs
-from ffcore.errors import EngineError
-from ffcore.operations import Operations
 from ffcore.steps import JournalEntry, began, entries_of
+from ffsdk.forwarding import Forwarding
 from tests.chaos.ledger import now_ms
 from tests.chaos.points.book import Book
 from tests.chaos.points.plan import SHAKY, Order
 
 if TYPE_CHECKING:
-    from ffcore.backend import Backend, BlockingCalls, StoreConfig, Subscription
-    from ffcore.ids import ExecutionId, PartitionKey
+    from ffcore.backend import Backend
 
 R = TypeVar("R")
 
@@ -168,23 +164,13 @@ def events(args: Args[Any]) -> Iterator[tuple[str, str]]:
                 yield execution_id, args.function()
 
 
-class Deadly(Operations):
-    """A worker's backend, in which it dies."""
+class Deadly(Forwarding):
+    """A worker's backend, in which it dies. The renewal thread's calls record nothing, and when they come is up to the
+    clock: no points."""
 
     def __init__(self, backend: Backend, points: Points) -> None:
-        self._backend, self._points = backend, points
-
-    @property
-    def config(self) -> StoreConfig:
-        return self._backend.config
-
-    @property
-    def url(self) -> str:
-        return self._backend.url
-
-    @property
-    def grouped(self) -> bool:
-        return self._backend.grouped
+        super().__init__(backend)
+        self._points = points
 
     async def call(self, args: Args[R]) -> R:
         points, about = self._points, list(events(args))
@@ -196,31 +182,3 @@ class Deadly(Operations):
             points.reach(execution_id, f"{event}/after")
         points.passed(args, answer)
         return answer
-
-    async def call_all(self, batch: Sequence[Args[R]]) -> list[R | EngineError]:
-        return settled(await asyncio.gather(*(self.call(args) for args in batch), return_exceptions=True))
-
-    async def subscribe(
-        self, channels: Sequence[str], on_message: Callable[[str, bytes], None],
-        on_gap: Callable[[], None] | None = None,
-    ) -> Subscription:  # fmt: skip
-        return await self._backend.subscribe(channels, on_message, on_gap)
-
-    def worker_channel(self, partition: PartitionKey, name: str) -> str:
-        return self._backend.worker_channel(partition, name)
-
-    def client_channel(self, partition: PartitionKey, name: str) -> str:
-        return self._backend.client_channel(partition, name)
-
-    def ticker_channel(self, partition: PartitionKey) -> str:
-        return self._backend.ticker_channel(partition)
-
-    def stream_channel(self, execution_id: ExecutionId) -> str:
-        return self._backend.stream_channel(execution_id)
-
-    def blocking(self) -> BlockingCalls:
-        """The renewal thread's calls record nothing, and when they come is up to the clock: no points."""
-        return self._backend.blocking()
-
-    async def close(self) -> None:
-        await self._backend.close()
