@@ -22,7 +22,7 @@ from ffbackend_valkey.library import library  # noqa: E402
 from ffcore.args import Args  # noqa: E402
 
 READS = frozenset("""
-    exists get hexists hget hgetall hkeys hlen hmget hscan hstrlen info|memory lrange pttl scan strlen time type xinfo
+    exists get hexists hget hgetall hkeys hlen hmget hscan hstrlen info|memory lindex llen lrange pttl scan strlen time type xinfo
     xlen xrange xrevrange zcard zcount zmscore zrange zscan zscore
 """.split())
 """Commands of lua/ that only read. A new one counts as one that writes until it stands here; a test asks a server."""
@@ -35,7 +35,7 @@ CLUSTER = ("cluster|slots", "asking", "role", "wait")
 """Where the slots are, a slot on the move; whether there are replicas, and waiting for them."""
 LISTEN = ("ssubscribe", "sunsubscribe")
 
-WORKER = ("context", "presence", "renewal", "reports", "slots")
+WORKER = ("awaited", "children", "context", "presence", "renewal", "reports", "slots")
 """Modules of ffsdk whose calls only a worker makes."""
 NOBODY = ("crashes", "explain", "virtual")
 """Modules that name calls which they do not make, or make on memory:// alone."""

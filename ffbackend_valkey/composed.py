@@ -4,6 +4,7 @@
     secrets    stay in the ring; the store gets their fingerprints
     a suspend  gets its condition compiled and its fresh waitpoints' tokens
     rotate_all is a rotation in each partition
+    a flow     is sent, described and cancelled by parts (`composed_flow.py`)
 
 A partition that has never heard of a kid is told of ours when it first refuses one (`invalid_kid`); one that signs with
 another kid is followed, since a rotation reaches the partitions one by one.
@@ -13,10 +14,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
+from ffbackend_valkey import composed_flow
+from ffbackend_valkey.composed_flow import Call
 from ffbackend_valkey.secrets import Secrets
 from ffcore import tokens
 from ffcore.args import Args
@@ -101,12 +104,9 @@ FUNCTIONS: Final[dict[type[Args[Any]], tuple[str, ...]]] = {
     SeedWaitpointHmacSecretArgs: ("ff_seed_waitpoint_hmac_secret",),
     RotateWaitpointHmacSecretArgs: ("ff_rotate_waitpoint_hmac_secret",),
     RotateWaitpointHmacSecretAllArgs: ("ff_rotate_waitpoint_hmac_secret",),
+    **composed_flow.FUNCTIONS,
 }
 """Which functions of the library each of them may call."""
-
-
-class Call(Protocol):
-    async def __call__(self, args: Args[R], /) -> R: ...
 
 
 class _Signed(NamedTuple):
@@ -135,6 +135,7 @@ class Composed:
             SeedWaitpointHmacSecretArgs: self._seed,
             RotateWaitpointHmacSecretArgs: self._rotate,
             RotateWaitpointHmacSecretAllArgs: self._rotate_all,
+            **composed_flow.DOES,
         }
 
     async def call(self, args: Args[R], call: Call) -> R:

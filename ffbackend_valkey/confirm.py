@@ -29,8 +29,8 @@ ANSWER_S: Final = 30.0
 """A server that has not answered a group by then counts as broken."""
 
 UNCONFIRMED: Final = frozenset("""
-    ff_claim_batch ff_tick ff_renew_lease ff_renew_many ff_pass_bell ff_await ff_register_worker
-    ff_announce_tasks ff_ack_outbox
+    ff_claim_batch ff_tick ff_renew_lease ff_renew_many ff_pass_bell ff_await ff_await_flow
+    ff_register_worker ff_announce_tasks ff_ack_outbox
 """.split())
 """Writes that promise nothing which a failover could break: leases are fenced and end by themselves, what is due is
 due again, registrations are said again, and an outbox row that is owed again is delivered once."""

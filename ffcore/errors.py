@@ -146,7 +146,7 @@ class InvalidRequest(Rejected, InvalidArgument, codes=(
     "invalid_lease_for_suspend", "invalid_offset", "invalid_quota_spec", "invalid_secret_hex",
     "invalid_waitpoint_for_execution", "invalid_waitpoint_key", "payload_too_large", "self_referencing_edge",
     "cycle_detected", "retention_limit_exceeded", "signal_limit_exceeded", "waitpoint_limit_exceeded", "unknown_task",
-    "too_many_names",
+    "too_many_names", "flow_too_large",
     "cursor_expired", "unsupported_policy",
 )):
     """The store refused the input; nothing was written."""
@@ -198,7 +198,7 @@ OWN_CODES: Final = frozenset({
     "idempotency_conflict", "lane_not_found", "worker_not_found", "task_not_found", "not_blocked", "lane_closed",
     "purging", "unknown_task", "too_many_names", "cursor_expired", "unsupported_policy", "missing_token",
     "revision_conflict", "store_full", "not_initialised", "journal_full", "version_pinned",
-    "waitpoint_limit_exceeded",
+    "waitpoint_limit_exceeded", "flow_too_large",
 })
 """Codes this engine adds to the seed's; each is raised by at least one function."""
 

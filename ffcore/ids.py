@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 import time
-import uuid as _uuid
 from binascii import crc_hqx
 from typing import Final, NewType
 
@@ -87,6 +86,16 @@ def check_id(value: str, *, partitions: int | None = None, family: str = "fp") -
     return value
 
 
+def check_together(first: str, *others: str) -> None:
+    """Ids that one call must find in one partition: a flow and its members."""
+    home = partition_of(check_id(first))
+    for other in others:
+        if partition_of(check_id(other)) != home:
+            raise InvalidArgument(
+                f"{other} lives in another partition than {first}: create members with an id of their flow's partition"
+            )
+
+
 def check_partition(value: str) -> PartitionKey:
     if not isinstance(value, str) or not _PARTITION_KEY.fullmatch(value):
         raise InvalidArgument(f"{value!r:.80} is not a partition key of the form {{fp:N}}")
@@ -112,10 +121,13 @@ def uuid7() -> str:
 
 def uuid8(seed: bytes) -> str:
     """A deterministic id: version and variant set, the rest from sha256."""
-    value = int.from_bytes(hashlib.sha256(seed).digest()[:16], "big")
-    value = value & ~(0xF << 76) | 8 << 76
-    value = value & ~(0x3 << 62) | 2 << 62
-    return str(_uuid.UUID(int=value))
+    return derived_uuid(seed, "8")
+
+
+def derived_uuid(seed: bytes, version: str) -> str:
+    """The same with another digit for the version: `8` says that the id stands for a key (`is_keyed`)."""
+    raw = hashlib.sha256(seed).hexdigest()
+    return f"{raw[:8]}-{raw[8:12]}-{version}{raw[13:16]}-{_VARIANT[raw[16]]}{raw[17:20]}-{raw[20:32]}"
 
 
 def is_keyed(any_id: str) -> bool:

@@ -143,5 +143,24 @@ POINTER_BYTES: Final = 4 << 10
 """A continuation pointer: where the caller keeps what it goes on with."""
 TIMEOUT_PAST_MS: Final = 600_000
 """A timeout further back than this is a mistake in a clock or a unit, not a wish."""
+FLOW_NODES_N: Final = 100_000
+FLOW_EDGES_N: Final = 500_000
+FLOW_BYTES: Final = 256 << 20
+"""Payloads of one flow, all together."""
+FLOW_CHUNK_N: Final = 100
+"""Nodes one call of a submit brings: some 5 ms."""
+FLOW_CHUNK_EDGES_N: Final = 1_000
+FLOW_PLANS_N: Final = 64
+"""Tasks with their options one call of a submit brings."""
+EDGES_INLINE_N: Final = 256
+"""Edges one call resolves, members it cancels or reopens; the rest follows at once, by tick."""
+EDGE_REF_BYTES: Final = 512
+CYCLE_SEARCH_N: Final = 1_000
+"""Executions looked at to find out whether an edge would close a cycle."""
+INPUTS_N: Final = 16
+INPUTS_BYTES: Final = 64 << 10
+"""Results of upstreams a claim's answer takes along; the rest is read by `ReadUpstreamsArgs`."""
+STAGING_MS: Final = 3_600_000
+"""How long a graph may be in the sending before what there is of it is removed."""
 PARTITIONS: Final = 4
 """Default count for `ff init`; measured, see docs/decisions."""

@@ -165,9 +165,10 @@ from ffcore.contracts.worker import (
     WorkerGranted,
 )
 from ffcore.operations_durable import DurableOperations
+from ffcore.operations_flow import FlowOperations
 
 
-class Operations(DurableOperations):
+class Operations(DurableOperations, FlowOperations):
     """Mixed into a Backend, which brings `call`."""
 
     # ---- attempt

@@ -7,6 +7,7 @@ keeps it, one that has left evidence goes on from there, and one that has left n
     intent, error                 none       reexecute_from_scratch: no outcome is recorded; what was begun is done
                                              again (a step that must not run twice raises StepInterrupted instead)
     ok                            soft_safe  resume_from_evidence_boundary: it is not run again, the handler goes on
+                                             (spawn: with the child it made, which goes on by itself)
     fatal                         -          preserve_terminal: the failure is the step's outcome (rejected)
     state of the execution
     completed                     finalized  reuse_finalized

@@ -55,6 +55,23 @@ SAID: Final[dict[str, tuple[str, str]]] = {
     "waitpoint_already_exists": ("another waitpoint has this id", "take a fresh id"),
     "signal_limit_exceeded": (
         "the execution takes no more signals", "raise max_signals_per_execution of its policy, or send fewer"),
+    # ---- flows
+    "flow_not_found": ("there is no such flow here", "check the id and the store's URL; a purged one is gone"),
+    "flow_already_terminal": ("the flow has ended", "look at it (`ff flow show`); to do more, submit another one"),
+    "execution_already_in_flow": (
+        "it is a member of another flow", "leave it there, and create another execution for this flow"),
+    "execution_not_in_flow": ("it is no member of this flow", "add it first, or check both ids"),
+    "stale_graph_revision": ("the graph has changed since it was read", "read the flow again and use its revision"),
+    "cycle_detected": ("the graph would go in a circle", "take out an edge that leads back"),
+    "dependency_already_exists": (
+        "there is an edge between these two already", "leave it: one edge joins a pair, and its kind does not change"),
+    "self_referencing_edge": ("a node cannot depend on itself", "name another execution as upstream or downstream"),
+    "invalid_dependency": (
+        "there is no such edge, or none is possible here", "check both ends, the kind, and how many the group needs"),
+    "deps_not_satisfied": (
+        "its upstreams do not let it run", "replay or finish the upstream that is named, and it follows by itself"),
+    "not_blocked_by_deps": ("it does not wait for upstreams", "see what holds it with `ff job explain`"),
+    "flow_too_large": ("it is more than one flow may hold", "make several flows, or put nodes between that join some"),
     # ---- grants and claims
     "invalid_claim_grant": ("there is no such grant for this worker", "ask for a new grant"),
     "claim_grant_expired": ("the grant has run out", "ask for a new one, and claim before it ends"),

@@ -54,13 +54,17 @@ define {
   name    = "ff_unblock_execution",
   args    = { "execution_id:id", "expected_blocking_reason:str?" },
   returns = { "unblocked" },
-  errors  = { "execution_not_found", "not_blocked", "invalid_blocking_reason" },
+  errors  = { "execution_not_found", "not_blocked", "invalid_blocking_reason", "deps_not_satisfied" },
   flags   = { "allow-oom" },
   run = function(p, a)
     local x = record.load(p, a.execution_id)
     if not x then return reply.reject("execution_not_found") end
     if x.state ~= "blocked" then return reply.reject("not_blocked", x.state) end
     if a.expected_blocking_reason and a.expected_blocking_reason ~= x.reason then return reply.reject("invalid_blocking_reason", x.reason) end
+    if x.reason == "waiting_for_children" then
+      local waits = graph.waits(p, x)
+      if waits then return reply.reject("deps_not_satisfied", waits) end
+    end
     -- Whoever lifts a pause so says that it may run. What else blocked it is no word about a pause.
     if x.paused and x.reason == "paused_by_operator" then record.write(p, x, "paused", false) end
     state.requeue(p, x, "unblocked", "reason", false)

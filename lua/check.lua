@@ -87,6 +87,12 @@ end
 local function go_through(c, begun, budget)
   local count = math.max(10, math.min(budget, 100))
   local got
+  if begun.kind.type == "list" then
+    local list = redis.call("LRANGE", begun.key, begun.at, begun.at + count - 1)
+    for i = 1, #list do begun.kind.member(c, begun.key, list[i]) end
+    begun.at = #list == count and string.format("%.0f", begun.at + count) or "0"
+    return #list
+  end
   if begun.kind.type == "hash" then got = redis.call("HSCAN", begun.key, begun.at, "COUNT", count)
   else got = redis.call("ZSCAN", begun.key, begun.at, "COUNT", count) end
   begun.at = got[1]
@@ -119,6 +125,8 @@ local function is_legal(from, to)
   return from == to or (legal[from] and legal[from][to]) or false
 end
 
+local FLOW_EVENT = "^%x+%-%x+%-%x+%-%x+%-%x+ %S+ %l+ .+$"
+
 -- Entries after a cursor: each transition is answered, the last of each execution with what its record says now.
 -- Answers how many, and where to go on (nil: this was the end).
 local function read_feed(c, after, budget)
@@ -140,6 +148,8 @@ local function read_feed(c, after, budget)
             rows[uuid] = c.events[#c.events]
           end
           looked = looked + 1
+        elseif fields[f] == "f" and not string.find(fields[f + 1], FLOW_EVENT) then
+          check.say(c, "I17", p.tag, "event " .. id .. " tells of nothing that happens to a flow: " .. string.sub(fields[f + 1], 1, 120))
         end
       end
       last = id
@@ -190,7 +200,8 @@ define {
       if begun then
         n = go_through(c, begun, left)
         if begun.at == "0" then cursor.begun[#cursor.begun] = nil end
-        left = left - n
+        left = left - n - c.spent
+        c.spent = 0
       else
         local count = math.max(20, math.min(left, 100))
         local got = redis.call("SCAN", cursor.scan, "MATCH", p.key .. "*", "COUNT", count)
@@ -200,7 +211,8 @@ define {
           local key = got[2][i]
           local kind = kinds.check(c, key)
           if kind and kind.member then cursor.begun[#cursor.begun + 1] = { key = key, kind = kind, at = "0" } end
-          left = left - (kind and kind.costs or 1)
+          left = left - (kind and kind.costs or 1) - c.spent
+          c.spent = 0
         end
         left = left - math.ceil(count / 10)   -- of a store that holds other partitions as well, most of it is theirs
       end
@@ -221,6 +233,6 @@ define {
       count_kids(c)
     end
     return { "checked", c.rows, done and "" or write_cursor(p, cursor), looked, c.seen, c.events, c.sizes, c.bytes,
-      { p.now, p.hwm, first, last, full, LIBRARY.sha }, c.kids, c.counts }
+      { p.now, p.hwm, first, last, full, LIBRARY.sha }, c.kids, c.counts, c.flow_counts, c.flow_members }
   end,
 }

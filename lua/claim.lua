@@ -47,6 +47,11 @@ define {
         end
       end
     end
+    if p.settling then
+      -- What these ends have made ready may be claimed in the same call.
+      graph.settle(p)
+      queue.flush(p)
+    end
     return { "completed_many", items, claim.batch({ p }, a) }
   end,
 }

@@ -33,25 +33,11 @@ define {
       local refusal = fence.check(p, x, a.lease_id .. " " .. string.format("%.0f", a.lease_epoch) .. " " .. a.attempt_id, "cancel")
       if refusal then return refusal end
     elseif x.state == "active" and a.source ~= "operator_override" then
-      if x.cancel_until then
-        fence.replayed(p)
-        return { "cancel_requested", full, tonumber(x.cancel_until) }
-      end
-      local until_ms = p.now + (a.grace_ms or LIMITS.CANCEL_GRACE_MS)
-      record.describe(p, x, "cancel_reason", names.cut(a.reason, LIMITS.REASON_BYTES), "cancelled_by", names.cut(a.source, 64))
-      record.write(p, x, "cancel_until", until_ms)
-      timers.set(p, "cancel_grace", x.id, until_ms)
-      events.add(p, x, x.state, x.state, "cancel_requested")
-      wake.worker(p, record.worker(x), "cancel " .. full)
+      local until_ms, repeated = attempt.request_cancel(p, x, a.reason, a.source, a.grace_ms)
+      if repeated then fence.replayed(p) end
       return { "cancel_requested", full, until_ms }
     end
-    local holder = x.state == "active" and record.worker(x) or ""
-    -- Whoever asked first said why; a holder that follows the request only carries it out.
-    if not x.cancel_until or a.source == "operator_override" then
-      record.describe(p, x, "cancel_reason", names.cut(a.reason, LIMITS.REASON_BYTES), "cancelled_by", names.cut(a.source, 64))
-    end
-    attempt.cancel_now(p, x, a.source, "cancel")
-    wake.worker(p, holder, "cancel " .. full)
+    attempt.cancel_at_once(p, x, a.reason, a.source)
     if x.pending_outcome then return { "cancel_requested", full, p.now } end
     return { "cancelled", full, x.state }
   end,
@@ -218,7 +204,8 @@ define {
   name    = "ff_replay_execution",
   args    = { "execution_id:id", "mode:str" },
   returns = { "replayed" },
-  errors  = { "execution_not_found", "execution_not_terminal", "max_replays_exhausted", "invalid_input" },
+  errors  = { "execution_not_found", "execution_not_terminal", "max_replays_exhausted", "invalid_input", "flow_already_terminal",
+              "deps_not_satisfied" },
   flags   = { "allow-oom" },
   run = function(p, a)
     local x = record.load_all(p, a.execution_id)
@@ -230,6 +217,8 @@ define {
     if not state.is_terminal(x.state) then return reply.reject("execution_not_terminal", x.state) end
     local cap = policy.field(policy.of(p, x), "max_replay_count") or 10
     if record.number(x, "replays") >= cap then return reply.reject("max_replays_exhausted", cap) end
+    local refusal = x.flow and cascade.check_replay(p, x)
+    if refusal then return refusal end
     local logged = redis.call("LRANGE", keys.attempts(p, x.id), -1, -1)[1]
     if a.mode == "fresh" then
       journal.restart(p, x)
@@ -238,25 +227,24 @@ define {
       if x.waitpoints then waitpoints.reopen(p, x) end
       if x.suspension then suspension.reopen(p, x) end
     end
-    if x.result_kept then redis.call("UNLINK", keys.result(p, x.id)) end
+    -- What others work with stays until there is something else.
+    local keeps = x.outs and x.state == "completed"
+    if x.result_kept and not keeps then redis.call("UNLINK", keys.result(p, x.id)) end
     if x.detail then redis.call("HDEL", keys.detail(p, x.id), "reason", "category", "traceback", "cancel_reason", "cancelled_by", "progress") end
     -- The last attempt is logged now, unless it was when its lease ended (a retry, a lost lease) and the end came later.
     if x.attempt and x.attempt ~= "-1" and not (logged and string.match(logged, "^%S+") == x.attempt) then
       attempt.close(p, x, ENDED[x.state] or "ended_failure", "replayed")
     end
-    -- What it kept is kept no longer; its next end counts it anew.
-    local lane = lanes.of(p, x.lane)
-    if lane.bytes and x.size then
-      lane.bytes = math.max(0, lane.bytes - tonumber(x.size))
-      lanes.note(p, "y" .. lane.no, lane.bytes)
-    end
-    local deadline = x.deadline_ms and p.now + tonumber(x.deadline_ms)
-    if deadline then timers.set(p, "deadline", x.id, deadline) end
-    state.move(p, x, "ready", "replay " .. a.mode, "next", "replay", "replays", record.number(x, "replays") + 1, "run", record.number(x, "run") + 1,
-      "turn", queue.turn(p, x, true), "eligible_at", p.now, "deadline_at", deadline or false, "result", false, "result_kept", false, "result_encoding", false,
-      "retries", false, "crashes", false, "unseen", false, "hand_backs", false, "ended_by", false, "progress", false,
-      "attempt_deadline_at", false, "attempt_left_ms", false, "size", false, "moved_at", p.now)
-    return { "replayed", "waiting" }
+    local deadline = cascade.unend(p, x)
+    -- A skipped member goes on to wait where its upstreams have not all ended yet.
+    local waits = x.flow and cascade.regroup(p, x)
+    state.move(p, x, waits and "blocked" or "ready", "replay " .. a.mode, "next", "replay", "replays", record.number(x, "replays") + 1,
+      "run", record.number(x, "run") + 1, "reason", waits and "waiting_for_children", "turn", queue.turn(p, x, true), "eligible_at", p.now,
+      "deadline_at", deadline or false, "result", keeps and x.result, "result_kept", keeps and x.result_kept,
+      "result_encoding", keeps and x.result_encoding, "retries", false, "crashes", false, "unseen", false, "hand_backs", false,
+      "ended_by", false, "progress", false, "attempt_deadline_at", false, "attempt_left_ms", false, "size", false, "moved_at", p.now)
+    if x.flow then cascade.replayed(p, x, a.mode) end
+    return { "replayed", waits and "waiting_children" or "waiting" }
   end,
 }
 

@@ -76,6 +76,7 @@ define {
     if why then return reply.reject("execution_not_eligible", why) end
     local lacks = missing(p, x, a.worker_capabilities)
     if lacks then return reply.reject("capability_mismatch", lacks) end
+    if x.flow and cascade.turned_away(p, x) then return reply.reject("execution_not_eligible", "its flow was cancelled") end
     reserve(p, x, a, "granted")
     return { "granted", p.id_prefix .. x.id }
   end,
@@ -92,6 +93,7 @@ define {
     local refusal = check_grant(a)
     if refusal then return refusal end
     due.run(p, LIMITS.CLAIM_TICK_N)
+    graph.settle(p)
     queue.flush(p)
     local lane = lanes.named(p, a.lane_id, false)
     if not lane or (lane.state ~= "active" and lane.state ~= "draining") then return { "no_work" } end
@@ -158,6 +160,7 @@ local function take(p, a, resumed)
   local worker, until_ms = split(x)
   if worker ~= a.worker_id then return nil, reply.reject("invalid_claim_grant", "of another worker") end
   if tonumber(until_ms) <= p.now then return nil, reply.reject("claim_grant_expired", until_ms) end
+  if x.flow and cascade.turned_away(p, x) then return nil, reply.reject("execution_not_leaseable", "its flow was cancelled") end
   if resumed then
     local left = a.remaining_attempt_timeout_ms
     if left and (left < 0 or left > LIMITS.SPAN_MAX_MS) then return nil, reply.reject("invalid_input", "remaining_attempt_timeout_ms") end
@@ -255,6 +258,7 @@ define {
     if why then return { "not_reclaimable", full, why } end
     local lacks = missing(p, x, a.worker_capabilities)
     if lacks then return reply.reject("capability_mismatch", lacks) end
+    if x.flow and cascade.turned_away(p, x) then return { "not_reclaimable", full, x.state } end
     local expires = reserve(p, x, a, "reclaim_granted")
     return { "granted", { full, p.tag, keys.core(p, x.id), expires, lane_name } }
   end,
@@ -281,6 +285,7 @@ define {
         attempt.poison(p, x, crashes)
         return { "reclaim_cap_exceeded", full, crashes }
       end
+      if x.flow and cascade.turned_away(p, x) then return { "not_reclaimable", full, x.state } end
     end
     a.expected_attempt_index = a.current_attempt_index + 1
     local refusal

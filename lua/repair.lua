@@ -5,6 +5,37 @@
 
 local COUNTED_N = 10000   -- members one recount goes through
 
+-- What follows from a member's record for its flow: its place there, the marks and timers of its edges, and what their
+-- resolution has left undone.
+local function rederive_member(p, x)
+  local c, f = check.begin(p), flows.load(p, x.flow)
+  if not f then return end
+  flow_check.record(c, x, "")
+  local incoming = keys.incoming(p, x.id)
+  for i = 1, #c.rows do
+    local remedy = c.rows[i][4]
+    if remedy == "put it where its record says" then queue.note(p, keys.members(p, f.id), x.id, record.number(x, "node"))
+    elseif remedy == "mark its record" then
+      if redis.call("EXISTS", keys.outgoing(p, x.id)) == 1 then record.write(p, x, "outs", "1") end
+      if redis.call("HEXISTS", incoming, "g") == 1 then record.write(p, x, "deps", "1") end
+      if redis.call("HEXISTS", incoming, "c") == 1 then record.write(p, x, "children", "1") end
+    elseif remedy == "set its timers as its record says" then
+      local places = redis.call("HMGET", incoming, "k", "h")
+      local due_at = { edges = x.resolving ~= nil and state.is_terminal(x.state), reopen = x.reopening ~= nil, siblings = places[1] ~= false, children = places[2] ~= false }
+      for kind, set in pairs(due_at) do -- order-free
+        if set then timers.set(p, kind, x.id, p.now) else timers.clear(p, kind, x.id) end
+      end
+    elseif remedy == "resolve its edges" then
+      -- As if it ended now: what was resolved is passed over.
+      flows.handled(p, f, x, x.state)
+      flows.add(p, f, "resolving", 1)
+      flows.queue(p, { what = "edges", id = x.id, outcome = x.state, x = x, from = 0, handled = false })
+    elseif remedy == "let it go on" then
+      if x.deps then graph.look(p, f, x) else graph.act(p, f, x, "s") end
+    end
+  end
+end
+
 -- Everything that follows from a record, written anew.
 local function rederive(p, x)
   local row = state.TABLE[x.state]
@@ -42,7 +73,11 @@ local function rederive(p, x)
     redis.call("ZREM", keys.unknown(p), x.id)
     timers.clear(p, "unknown_task", x.id)
   end
-  if row.outcome then timers.reap_first(p, "lane", x.lane, p.now) end
+  if row.outcome then
+    timers.reap_first(p, "lane", x.lane, p.now)
+    lanes.note(p, "g" .. x.lane, "")   -- it may stand where retention has passed
+  end
+  if x.flow then rederive_member(p, x) end
 end
 
 -- ---- what is not an execution ------------------------------------------------------------------------
@@ -97,6 +132,34 @@ local function recount(p, what, number)
   end
 end
 
+-- A flow and what it counts. false: too much to count at once.
+local function mend_flow(p, c, fid)
+  local f = flows.load(p, fid)
+  if not f then return nil end
+  local done = nil
+  for i = 1, #c.rows do
+    local remedy = c.rows[i][4]
+    if remedy == "put it among them" then redis.call("ZADD", keys.flows(p), 0, fid); done = true
+    elseif remedy == "look at it" then timers.reap(p, "flow", fid, p.now); done = true
+    elseif remedy == "let it end" then flows.look(p, f); done = true
+    elseif remedy == "set its timers" then
+      if f.state == "staging" then timers.set(p, "staging", fid, p.now + LIMITS.STAGING_MS) else timers.clear(p, "staging", fid) end
+      if f.cancel_at > 0 then timers.set(p, "flow_cancel", fid, p.now) else timers.clear(p, "flow_cancel", fid) end
+      done = true
+    elseif remedy == "" and done == nil then done = false end
+  end
+  if f.state == "purging" or not f.state then return done end
+  local there = flow_check.recount(p, fid, COUNTED_N)
+  if not there then return done end
+  local before = f.changed_n
+  for name, n in pairs(there) do if f[name] ~= n then flows.set(p, f, name, n) end end -- order-free
+  if f.changed_n > before then
+    flows.look(p, f)
+    return true
+  end
+  return done
+end
+
 -- What a missing entry of the reap set would look after, if it is still there.
 local WATCHED = {
   lane = function(p, id) return lanes.name(p, id) ~= "" end,
@@ -144,11 +207,18 @@ end
 local function repair_member(p, c, kind, key, member)
   local value
   if kind.type == "hash" then value = redis.call("HGET", key, member)
+  elseif kind.type == "list" then value = (flow_check.dependents(c, key, COUNTED_N) or {})[member]
   else value = redis.call("ZSCORE", key, member) end
   if value and kind.member then kind.member(c, key, member, value) end
   if not c.rows[1] then return add_member(p, key, member) end
   local remedy = c.rows[1][4]
-  if remedy == "drop the member" then redis.call("ZREM", key, member)
+  if remedy == "drop the member" then
+    if kind.type == "hash" then redis.call("HDEL", key, member)
+    elseif kind.type == "list" then redis.call("LREM", key, 0, member)
+    else redis.call("ZREM", key, member) end
+  elseif remedy == "tell its upstream" then
+    redis.call("RPUSH", keys.outgoing(p, member), string.sub(key, -36))
+    redis.call("HSET", keys.core(p, member), record.short("outs"), "1", record.short("more"), "1")
   elseif remedy == "set its timer" then timers.set(p, "outbox", member, p.now)
   elseif remedy == "name it both ways" then return add_member(p, key, string.match(member, "^#") and member or "#" .. value)
   elseif remedy == "count again" then
@@ -161,13 +231,23 @@ local function repair_member(p, c, kind, key, member)
 end
 
 local function repair_key(p, c, key)
+  local kind, id = kinds.of(p, key)
   kinds.check(c, key)
   local done
+  if kind and kind.name == "flow" then done = mend_flow(p, c, id) end
   for i = 1, #c.rows do
     local remedy, object = c.rows[i][4], c.rows[i][5]
     if object == check.object(p, key) then
       if remedy == "delete the key" then redis.call("UNLINK", key); done = true
       elseif remedy == "let it stay" then redis.call("PERSIST", key); done = true
+      elseif remedy == "count again" and kind and kind.name == "incoming" then
+        local there, g = flow_check.count_rows(p, id), graph.read_group(redis.call("HGET", key, "g"))
+        if g then
+          g.n, g.ok, g.bad = there.n, there.ok, there.bad
+          redis.call("HSET", key, "g", graph.group_text(g))
+        end
+        if there.children > 0 then redis.call("HSET", key, "c", there.children .. " " .. there.left) end
+        done = true
       elseif done == nil then done = false end
     end
   end

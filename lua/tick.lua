@@ -98,7 +98,10 @@ define {
     local rows = {}
     -- The limit is the call's: a server that is held for many partitions is held as long as for one.
     local share = math.max(1, math.floor(a.limit / #ps))
-    for i = 1, #ps do rows[i] = tick(ps[i], a, share) end
+    for i = 1, #ps do
+      ps[i].edges_left = math.max(1, math.floor(LIMITS.EDGES_INLINE_N / #ps))
+      rows[i] = tick(ps[i], a, share)
+    end
     return { "ticked", rows }
   end,
 }

@@ -22,9 +22,9 @@ from ffcore.contracts.attempt import (
     ReclaimExecutionArgs, Updated, UpdateProgressResult, UpdateProgressArgs,
 )
 from ffcore.contracts.batch import (
-    Fence, NewExecution, ItemCreated, CreatedMany, CreateManyArgs, JournalHead, ClaimedJob, ClaimedBatch,
-    ClaimBatchArgs, Completion, ItemDone, CompletedMany, CompleteManyArgs, Renewal, ItemRenewed, RenewedMany,
-    RenewManyArgs, BellPassed, PassBellArgs,
+    Fence, NewExecution, ItemCreated, CreatedMany, CreateManyArgs, JournalHead, Input, Inputs, ClaimedJob,
+    ClaimedBatch, ClaimBatchArgs, Completion, ItemDone, CompletedMany, CompleteManyArgs, Renewal, ItemRenewed,
+    RenewedMany, RenewManyArgs, BellPassed, PassBellArgs,
 )
 from ffcore.contracts.budget import (
     BudgetCreated, BudgetAlreadySatisfied, CreateBudgetResult, CreateBudgetArgs, BudgetStatus, UsageDimensions,
@@ -32,8 +32,8 @@ from ffcore.contracts.budget import (
     ResetBudgetResult, ResetBudgetArgs,
 )
 from ffcore.contracts.check import (
-    Wrong, SeenRecord, SeenEvent, SeenSize, KeptBytes, OpenKid, KidCount, PageFacts, Checked, CheckArgs,
-    Repaired, NothingWrong, BeyondRepair, RepairArgs,
+    Wrong, SeenRecord, SeenMember, FlowCounts, SeenEvent, SeenSize, KeptBytes, OpenKid, KidCount, PageFacts, Checked,
+    CheckArgs, Repaired, NothingWrong, BeyondRepair, RepairArgs,
 )
 from ffcore.contracts.condition import (
     MAX_COMPOSITE_DEPTH, MAX_COMPOSITE_LEAVES, CompositeValidationError, ByName, ByNames, Wildcard, SignalMatcher,
@@ -41,8 +41,9 @@ from ffcore.contracts.condition import (
     count, all_of_waitpoints, check_matcher, check_leaf,
 )
 from ffcore.contracts.dependency import (
-    SUCCESS_ONLY, EdgeSnapshot, Outgoing, Incoming, EdgeDirection, OnSatisfied, EdgeGroupState, EdgeAllOf,
-    EdgeAnyOf, EdgeQuorum, EdgeDependencyPolicy, EdgeGroupSnapshot, Set, AlreadySet, SetEdgeGroupPolicyResult,
+    SUCCESS_ONLY, EdgeSnapshot, Outgoing, Incoming, EdgeDirection, EdgeDescribed, NoEdge, DescribeEdgeArgs, EdgesPage,
+    ListEdgesArgs, Upstream, Upstreams, ReadUpstreamsArgs, OnSatisfied, EdgeGroupState, EdgeAllOf, EdgeAnyOf,
+    EdgeQuorum, EdgeDependencyPolicy, EdgeGroupSnapshot, Set, AlreadySet, SetEdgeGroupPolicyResult,
     SetEdgeGroupPolicyArgs, Staged, StageDependencyEdgeResult, StageDependencyEdgeArgs, Applied, AlreadyApplied,
     ApplyDependencyToChildResult, ApplyDependencyToChildArgs, Satisfied, Impossible, AlreadyResolved,
     ResolveDependencyResult, UPSTREAM_OUTCOMES, ResolveDependencyArgs, Promoted, PromoteBlockedToEligibleResult,
@@ -51,10 +52,10 @@ from ffcore.contracts.dependency import (
 from ffcore.contracts.execution import (
     Created, Duplicate, CreateExecutionResult, CreateExecutionArgs, Completed, CompleteExecutionResult,
     CompleteExecutionArgs, Cancelled, CancelRequested, CancelAlreadyTerminal, CancelExecutionResult,
-    CancelExecutionArgs, Delayed, DelayExecutionResult, DelayExecutionArgs, Moved, MoveToWaitingChildrenResult,
-    MoveToWaitingChildrenArgs, Changed, ChangePriorityResult, ChangePriorityArgs, Expired, AlreadyTerminal,
-    ExpireExecutionResult, ExpireExecutionArgs, Replayed, ReplayExecutionResult, ReplayExecutionArgs, TagsOk,
-    SetExecutionTagsResult, SetExecutionTagsArgs, SetFlowTagsResult, SetFlowTagsArgs,
+    CancelExecutionArgs, Delayed, DelayExecutionResult, DelayExecutionArgs, Moved, ChildrenDone, Child,
+    MoveToWaitingChildrenResult, MoveToWaitingChildrenArgs, Changed, ChangePriorityResult, ChangePriorityArgs, Expired,
+    AlreadyTerminal, ExpireExecutionResult, ExpireExecutionArgs, Replayed, ReplayExecutionResult, ReplayExecutionArgs,
+    TagsOk, SetExecutionTagsResult, SetExecutionTagsArgs, SetFlowTagsResult, SetFlowTagsArgs,
 )
 from ffcore.contracts.failure import (
     FailureClass, FailureReason, RetryScheduled, TerminalFailed, FailExecutionResult, FailExecutionArgs,
@@ -64,7 +65,13 @@ from ffcore.contracts.flow import (
     FlowStatus, CancelFlowPolicy, NoWait, WaitTimeout, WaitIndefinite, CancelFlowWait, FlowCreated,
     FlowAlreadySatisfied, CreateFlowResult, CreateFlowArgs, Added, AlreadyMember, AddExecutionToFlowResult,
     AddExecutionToFlowArgs, FlowCancelled, CancellationScheduled, PartiallyCancelled, FlowAlreadyTerminal,
-    CancelFlowResult, CancelFlowHeader, CancelFlowArgs, FlowSnapshot, FlowSummary, ListFlowsPage, CompletionPayload,
+    CancelFlowResult, CancelFlowHeader, CancelFlowArgs, FlowCancelBegun, CancelFlowWireArgs, FlowInfo, ReadFlowArgs,
+    AwaitFlowArgs, MemberEdge, Member, MembersPage, ReadMembersArgs, FlowSnapshot, DescribeFlowArgs, ListedFlow,
+    FlowsPage, ListFlowsArgs, FlowSummary, ListFlowsPage, CompletionPayload,
+)
+from ffcore.contracts.graph import (
+    FlowSubmitted, FlowDuplicate, FlowStaged, FlowPlan, FlowNode, SubmitFlowArgs, NodeRow, SubmitFlowWireArgs,
+    FlowAborted, FlowNotStaging, AbortFlowArgs,
 )
 from ffcore.contracts.journal import (
     StepFrame, StepRecorded, StepReplayed, RecordStepArgs, JournalPage, ReadJournalArgs, Continued, ContinueAsArgs,
@@ -113,6 +120,9 @@ from ffcore.contracts.settings import (
 from ffcore.contracts.signal import (
     SignalDuplicate, Accepted, DeliverSignalResult, DeliverSignalArgs, Buffered, BufferSignalResult,
     BufferSignalArgs, DeliverSignalWireArgs, BufferSignalWireArgs, ResumeSignal,
+)
+from ffcore.contracts.spawn import (
+    Spawned, SpawnReplayed, SpawnArgs,
 )
 from ffcore.contracts.stream import (
     STREAM_READ_HARD_CAP, StreamCursorParseError, StreamCursorEmpty, StreamCursorBareMarkerRejected,
@@ -171,26 +181,26 @@ __all__ = [
     "Reclaimed", "MaxReclaimsExceeded", "ReclaimExecutionResult", "ReclaimExecutionArgs", "Updated",
     "UpdateProgressResult", "UpdateProgressArgs",
     # batch
-    "Fence", "NewExecution", "ItemCreated", "CreatedMany", "CreateManyArgs", "JournalHead", "ClaimedJob",
-    "ClaimedBatch",
-    "ClaimBatchArgs", "Completion", "ItemDone", "CompletedMany", "CompleteManyArgs", "Renewal", "ItemRenewed",
-    "RenewedMany", "RenewManyArgs", "BellPassed", "PassBellArgs",
+    "Fence", "NewExecution", "ItemCreated", "CreatedMany", "CreateManyArgs", "JournalHead", "Input", "Inputs",
+    "ClaimedJob", "ClaimedBatch", "ClaimBatchArgs", "Completion", "ItemDone", "CompletedMany", "CompleteManyArgs",
+    "Renewal", "ItemRenewed", "RenewedMany", "RenewManyArgs", "BellPassed", "PassBellArgs",
     # budget
     "BudgetCreated", "BudgetAlreadySatisfied", "CreateBudgetResult", "CreateBudgetArgs", "BudgetStatus",
     "UsageDimensions", "UsageOk", "SoftBreach", "HardBreach", "ReportUsageResult", "ReportUsageArgs",
     "ReportUsageAdminArgs", "Reset", "ResetBudgetResult", "ResetBudgetArgs",
     # check
-    "Wrong", "SeenRecord", "SeenEvent", "SeenSize", "KeptBytes", "OpenKid", "KidCount", "PageFacts", "Checked",
-    "CheckArgs",
+    "Wrong", "SeenRecord", "SeenMember", "FlowCounts", "SeenEvent", "SeenSize", "KeptBytes", "OpenKid", "KidCount",
+    "PageFacts", "Checked", "CheckArgs",
     "Repaired", "NothingWrong", "BeyondRepair", "RepairArgs",
     # condition
     "MAX_COMPOSITE_DEPTH", "MAX_COMPOSITE_LEAVES", "CompositeValidationError", "ByName", "ByNames", "Wildcard",
     "SignalMatcher", "CountKind", "Single", "OperatorOnly", "TimeoutOnly", "Composite", "ResumeCondition", "AllOf",
     "Count", "CompositeBody", "all_of", "count", "all_of_waitpoints", "check_matcher", "check_leaf",
     # dependency
-    "SUCCESS_ONLY", "EdgeSnapshot", "Outgoing", "Incoming", "EdgeDirection", "OnSatisfied", "EdgeGroupState",
-    "EdgeAllOf", "EdgeAnyOf", "EdgeQuorum", "EdgeDependencyPolicy", "EdgeGroupSnapshot", "Set", "AlreadySet",
-    "SetEdgeGroupPolicyResult", "SetEdgeGroupPolicyArgs", "Staged", "StageDependencyEdgeResult",
+    "SUCCESS_ONLY", "EdgeSnapshot", "Outgoing", "Incoming", "EdgeDirection", "EdgeDescribed", "NoEdge",
+    "DescribeEdgeArgs", "EdgesPage", "ListEdgesArgs", "Upstream", "Upstreams", "ReadUpstreamsArgs", "OnSatisfied",
+    "EdgeGroupState", "EdgeAllOf", "EdgeAnyOf", "EdgeQuorum", "EdgeDependencyPolicy", "EdgeGroupSnapshot", "Set",
+    "AlreadySet", "SetEdgeGroupPolicyResult", "SetEdgeGroupPolicyArgs", "Staged", "StageDependencyEdgeResult",
     "StageDependencyEdgeArgs", "Applied", "AlreadyApplied", "ApplyDependencyToChildResult",
     "ApplyDependencyToChildArgs", "Satisfied", "Impossible", "AlreadyResolved", "ResolveDependencyResult",
     "UPSTREAM_OUTCOMES", "ResolveDependencyArgs", "Promoted", "PromoteBlockedToEligibleResult",
@@ -198,7 +208,7 @@ __all__ = [
     # execution
     "Created", "Duplicate", "CreateExecutionResult", "CreateExecutionArgs", "Completed", "CompleteExecutionResult",
     "CompleteExecutionArgs", "Cancelled", "CancelRequested", "CancelAlreadyTerminal", "CancelExecutionResult",
-    "CancelExecutionArgs", "Delayed", "DelayExecutionResult", "DelayExecutionArgs", "Moved",
+    "CancelExecutionArgs", "Delayed", "DelayExecutionResult", "DelayExecutionArgs", "Moved", "ChildrenDone", "Child",
     "MoveToWaitingChildrenResult", "MoveToWaitingChildrenArgs", "Changed", "ChangePriorityResult",
     "ChangePriorityArgs", "Expired", "AlreadyTerminal", "ExpireExecutionResult", "ExpireExecutionArgs", "Replayed",
     "ReplayExecutionResult", "ReplayExecutionArgs", "TagsOk", "SetExecutionTagsResult", "SetExecutionTagsArgs",
@@ -208,10 +218,14 @@ __all__ = [
     "FailOutcome",
     # flow
     "FlowStatus", "CancelFlowPolicy", "NoWait", "WaitTimeout", "WaitIndefinite", "CancelFlowWait", "FlowCreated",
-    "FlowAlreadySatisfied", "CreateFlowResult", "CreateFlowArgs", "Added", "AlreadyMember",
-    "AddExecutionToFlowResult", "AddExecutionToFlowArgs", "FlowCancelled", "CancellationScheduled",
-    "PartiallyCancelled", "FlowAlreadyTerminal", "CancelFlowResult", "CancelFlowHeader", "CancelFlowArgs",
-    "FlowSnapshot", "FlowSummary", "ListFlowsPage", "CompletionPayload",
+    "FlowAlreadySatisfied", "CreateFlowResult", "CreateFlowArgs", "Added", "AlreadyMember", "AddExecutionToFlowResult",
+    "AddExecutionToFlowArgs", "FlowCancelled", "CancellationScheduled", "PartiallyCancelled", "FlowAlreadyTerminal",
+    "CancelFlowResult", "CancelFlowHeader", "CancelFlowArgs", "FlowCancelBegun", "CancelFlowWireArgs", "FlowInfo",
+    "ReadFlowArgs", "AwaitFlowArgs", "MemberEdge", "Member", "MembersPage", "ReadMembersArgs", "FlowSnapshot",
+    "DescribeFlowArgs", "ListedFlow", "FlowsPage", "ListFlowsArgs", "FlowSummary", "ListFlowsPage", "CompletionPayload",
+    # graph
+    "FlowSubmitted", "FlowDuplicate", "FlowStaged", "FlowPlan", "FlowNode", "SubmitFlowArgs", "NodeRow",
+    "SubmitFlowWireArgs", "FlowAborted", "FlowNotStaging", "AbortFlowArgs",
     # journal
     "StepFrame", "StepRecorded", "StepReplayed", "RecordStepArgs", "JournalPage", "ReadJournalArgs", "Continued",
     "ContinueAsArgs", "VersionPinned", "PinVersionArgs", "UnclaimedNoted", "NoteUnclaimedArgs",
@@ -253,6 +267,8 @@ __all__ = [
     # signal
     "SignalDuplicate", "Accepted", "DeliverSignalResult", "DeliverSignalArgs", "Buffered", "BufferSignalResult",
     "BufferSignalArgs", "DeliverSignalWireArgs", "BufferSignalWireArgs", "ResumeSignal",
+    # spawn
+    "Spawned", "SpawnReplayed", "SpawnArgs",
     # stream
     "STREAM_READ_HARD_CAP", "StreamCursorParseError", "StreamCursorEmpty", "StreamCursorBareMarkerRejected",
     "StreamCursorMalformed", "StreamCursor", "FrameKind", "PatchKind", "Durable", "DurableSummary",

@@ -47,11 +47,16 @@ ADDED: Final[dict[str, frozenset[str]]] = {
     "StreamFrame": frozenset({"payload"}),
     "StreamFrames": frozenset({"more"}),
     "ReadFramesArgs": frozenset({"visibility"}),
+    # The seed passes the wait beside the struct, and moves to wait for all children only.
+    "CancelFlowArgs": frozenset({"wait"}),
+    "EdgeGroupSnapshot": frozenset({"cancelled_count"}),
+    "MoveToWaitingChildrenArgs": frozenset({"children", "need"}),
 }
 """Class name -> fields."""
 
 ADDED_VARIANTS: Final[dict[str, frozenset[str]]] = {
     "CancelExecutionResult": frozenset({"cancel_requested", "already_terminal"}),
+    "MoveToWaitingChildrenResult": frozenset({"already_satisfied"}),
     "ExpireExecutionResult": frozenset({"retry_scheduled"}),
     "AttemptType": frozenset({"compensation"}),
     "SignalMatcher": frozenset({"by_names"}),

@@ -11,7 +11,17 @@ from typing import Annotated, ClassVar, Literal
 from msgspec import Meta
 
 from ffcore.args import Args, Outcome, Row
-from ffcore.ids import AttemptId, AttemptIndex, ExecutionId, LeaseEpoch, LeaseId, PartitionKey, TimestampMs
+from ffcore.ids import (
+    AttemptId,
+    AttemptIndex,
+    ExecutionId,
+    FlowId,
+    LeaseEpoch,
+    LeaseId,
+    PartitionKey,
+    TimestampMs,
+    partition_of,
+)
 
 Fence = Annotated[str, Meta(description="lease_id, lease_epoch and attempt_id joined by one space")]
 
@@ -74,6 +84,24 @@ class JournalHead(Row):
     """The first entries, as far as 64 KiB hold them."""
 
 
+class Input(Row):
+    """What one upstream returned; None stands for null, and for no result."""
+
+    encoding: str
+    result: bytes | None
+
+
+class Inputs(Row):
+    """The payload of an execution that was made without one: what its upstreams returned, in order."""
+
+    shape: str
+    """``1``: the value of the only upstream; ``*``: a list."""
+    complete: bool
+    """Else there are too many to travel along: `ReadUpstreamsArgs` has them."""
+    items: list[Input | None]
+    """None: an upstream that did not complete, in a group that waits for all of them."""
+
+
 class ClaimedJob(Row):
     """One leased execution, with all a worker needs to run it.
 
@@ -81,7 +109,7 @@ class ClaimedJob(Row):
     ``.`` and the index in this answer, attempt_id the same for a new attempt.
     """
 
-    TEXT: ClassVar[int] = 19
+    TEXT: ClassVar[int] = 20
     """This many fields travel as one text, separated by spaces."""
 
     execution_id: ExecutionId
@@ -106,6 +134,8 @@ class ClaimedJob(Row):
     run: int
     """0 for the first run; replay and ContinueAs raise it."""
     cancel_requested: bool
+    flow: str
+    """The uuid of the flow it is a member of; ``-``: none."""
     payload: bytes
     payload_encoding: str
     policy: bytes
@@ -114,6 +144,12 @@ class ClaimedJob(Row):
     """Flat: key, value, key, value."""
     journal: JournalHead | None = None
     """None: nothing is recorded, and the task's version is the job's."""
+    inputs: Inputs | None = None
+    """None: the payload is its own."""
+
+    @property
+    def flow_id(self) -> FlowId | None:
+        return None if self.flow == "-" else FlowId(f"{partition_of(self.execution_id)}:{self.flow}")
 
 
 class ClaimedBatch(Outcome, tag="claimed"):

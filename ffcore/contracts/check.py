@@ -10,7 +10,7 @@ class Wrong(Row):
     """One violation."""
 
     invariant: str
-    """`I1` to `I21` of docs/model.md."""
+    """`I1` to `I22` of docs/model.md."""
     id: str
     """An execution, or the partition."""
     detail: str
@@ -77,6 +77,24 @@ class KidCount(Row):
     n: int
 
 
+class FlowCounts(Row):
+    """What a flow of many members counts."""
+
+    uuid: str
+    counts: dict[str, int]
+    """By counter: queued, delayed, ... skipped, and resolving."""
+
+
+class SeenMember(Row):
+    """A member of such a flow."""
+
+    uuid: str
+    flow: str
+    counter: str
+    resolving: bool
+    """It has ended, and its edges to others are still being resolved."""
+
+
 class PageFacts(Row):
     now_ms: TimestampMs
     hwm: TimestampMs
@@ -104,6 +122,8 @@ class Checked(Outcome, tag="checked"):
     kids: list[OpenKid] = []  # noqa: RUF012 - msgspec copies it
     kid_counts: list[KidCount] = []  # noqa: RUF012 - msgspec copies it
     """On the first and the last page."""
+    flow_counts: list[FlowCounts] = []  # noqa: RUF012 - msgspec copies it
+    flow_members: list[SeenMember] = []  # noqa: RUF012 - msgspec copies it
 
 
 class CheckArgs(Args[Checked]):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import msgspec
 
-from ffcore import checks, limits
+from ffcore import checks, ids, limits
 from ffcore.args import Args, Outcome, Row
 from ffcore.errors import InvalidArgument
-from ffcore.ids import EdgeId, ExecutionId, FlowId, PartitionKey, TimestampMs
+from ffcore.ids import EdgeId, ExecutionId, FlowId, TimestampMs
 
 _NOW: frozenset[str] = frozenset({"now"})
 
@@ -21,7 +21,6 @@ SUCCESS_ONLY = "success_only"
 
 
 class EdgeSnapshot(Row):
-    """An edge as it was staged; how far it is resolved is the downstream execution's to say."""
 
     edge_id: EdgeId
     flow_id: FlowId
@@ -31,6 +30,7 @@ class EdgeSnapshot(Row):
     satisfaction_condition: str
     data_passing_ref: str | None
     edge_state: str
+    """staged, pending, satisfied or impossible."""
     created_at: TimestampMs
     created_by: str
 
@@ -52,6 +52,82 @@ class Incoming(msgspec.Struct, frozen=True, tag_field="type", tag="incoming"):
 
 
 EdgeDirection = Outgoing | Incoming
+
+
+class EdgeDescribed(Outcome, tag="edge"):
+    edge: EdgeSnapshot
+
+
+class NoEdge(Outcome, tag="no_edge"):
+    pass
+
+
+class DescribeEdgeArgs(Args[EdgeDescribed | NoEdge]):
+    flow_id: FlowId
+    edge_id: EdgeId
+
+    def __post_init__(self) -> None:
+        ids.check_id(self.flow_id)
+        ids.check_name(self.edge_id, "edge_id")
+
+
+class EdgesPage(Outcome, tag="edges_page"):
+    edges: list[EdgeSnapshot]
+    cursor: str
+    """Empty at the end."""
+
+
+class ListEdgesArgs(Args[EdgesPage]):
+    """The edges of one member, in order."""
+
+    flow_id: FlowId
+    execution_id: ExecutionId
+    direction: Literal["incoming", "outgoing"]
+    cursor: str | None = None
+    limit: int = 100
+
+    def __post_init__(self) -> None:
+        if self.direction not in ("incoming", "outgoing"):
+            raise InvalidArgument(f"direction {checks.shown(self.direction)}: use incoming or outgoing")
+        ids.check_together(self.flow_id, self.execution_id)
+        checks.page(self.limit)
+
+
+# ---- results of upstreams ------------------------------------------------------------------------------
+
+
+class Upstream(Row):
+    order: int
+    execution_id: ExecutionId
+    task: str
+    label: str
+    kind: str
+    """s, a, f or c, as in `MemberEdge`."""
+    state: str
+    """The upstream's stored state."""
+    edge_state: str
+    """g, u, S, s or I, as in `MemberEdge`."""
+    has_result: bool
+    encoding: str
+    result: bytes
+
+
+class Upstreams(Outcome, tag="upstreams"):
+    upstreams: list[Upstream]
+    next: int
+    """Go on after this order; 0: that was all."""
+
+
+class ReadUpstreamsArgs(Args[Upstreams]):
+    """What the upstreams of an execution came to, in the order of its inputs."""
+
+    execution_id: ExecutionId
+    after: int = 0
+    limit: int = 100
+
+    def __post_init__(self) -> None:
+        checks.whole(self.after, "after")
+        checks.page(self.limit)
 
 
 # ---- groups ------------------------------------------------------------------------------------------
@@ -116,7 +192,9 @@ class EdgeGroupSnapshot(Row):
     failed_count: int
     skipped_count: int
     running_count: int
+    """Upstreams whose end the group has not heard of."""
     group_state: EdgeGroupState
+    cancelled_count: int = 0
 
 
 class Set(Outcome, tag="set"):
@@ -140,11 +218,20 @@ class SetEdgeGroupPolicyArgs(Args[SetEdgeGroupPolicyResult]):
     policy: EdgeDependencyPolicy
     now: TimestampMs = TimestampMs(0)
 
+    def __post_init__(self) -> None:
+        ids.check_together(self.flow_id, self.downstream_execution_id)
+
 
 # ---- stage, apply, resolve ---------------------------------------------------------------------------
 
 
-def _check_edge(upstream: ExecutionId, downstream: ExecutionId, kind: str, revision: int, what: str) -> None:
+def _check_edge(
+    flow: FlowId, edge: EdgeId, upstream: ExecutionId, downstream: ExecutionId, kind: str, ref: str | None,
+    revision: int, what: str,
+) -> None:  # fmt: skip
+    ids.check_together(flow, upstream, downstream)
+    ids.check_name(edge, "edge_id")
+    checks.text(ref, "data_passing_ref", limits.EDGE_REF_BYTES)
     if upstream == downstream:
         raise InvalidArgument(f"{upstream} cannot depend on itself", code="self_referencing_edge")
     checks.text(kind, "dependency_kind", limits.NAME_BYTES)
@@ -174,8 +261,10 @@ class StageDependencyEdgeArgs(Args[StageDependencyEdgeResult]):
     now: TimestampMs = TimestampMs(0)
 
     def __post_init__(self) -> None:
-        _check_edge(self.upstream_execution_id, self.downstream_execution_id, self.dependency_kind,
-                    self.expected_graph_revision, "expected_graph_revision")
+        _check_edge(
+            self.flow_id, self.edge_id, self.upstream_execution_id, self.downstream_execution_id, self.dependency_kind,
+            self.data_passing_ref, self.expected_graph_revision, "expected_graph_revision",
+        )  # fmt: skip
 
 
 class Applied(Outcome, tag="applied"):
@@ -204,8 +293,10 @@ class ApplyDependencyToChildArgs(Args[ApplyDependencyToChildResult]):
     now: TimestampMs = TimestampMs(0)
 
     def __post_init__(self) -> None:
-        _check_edge(self.upstream_execution_id, self.downstream_execution_id, self.dependency_kind,
-                    self.graph_revision, "graph_revision")
+        _check_edge(
+            self.flow_id, self.edge_id, self.upstream_execution_id, self.downstream_execution_id, self.dependency_kind,
+            self.data_passing_ref, self.graph_revision, "graph_revision",
+        )  # fmt: skip
 
 
 class Satisfied(Outcome, tag="satisfied"):
@@ -232,9 +323,12 @@ class ResolveDependencyArgs(Args[ResolveDependencyResult]):
     edge_id: EdgeId
     upstream_outcome: str
     now: TimestampMs = TimestampMs(0)
-    at: PartitionKey
+    at: ExecutionId
+    """The downstream execution."""
 
     def __post_init__(self) -> None:
+        ids.check_id(self.at)
+        ids.check_name(self.edge_id, "edge_id")
         if self.upstream_outcome not in UPSTREAM_OUTCOMES:
             raise InvalidArgument(f"upstream_outcome {self.upstream_outcome!r:.40}: use {', '.join(UPSTREAM_OUTCOMES)}")
 

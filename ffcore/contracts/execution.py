@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import msgspec
 
 from ffcore import checks, ids, limits
-from ffcore.args import Args, Outcome
+from ffcore.args import Args, Outcome, Row
 from ffcore.contracts.failure import RetryScheduled
 from ffcore.contracts.lease import CancelSource, LeaseFence
 from ffcore.errors import InvalidArgument
@@ -229,11 +229,19 @@ class Moved(Outcome, tag="moved"):
     public_state: PublicState
 
 
-MoveToWaitingChildrenResult = Moved
+class ChildrenDone(Outcome, tag="already_satisfied"):
+    """As many as it would wait for have ended: the lease goes on."""
+
+
+class Child(Row):
+    execution_id: ExecutionId
+
+
+MoveToWaitingChildrenResult = Moved | ChildrenDone
 
 
 class MoveToWaitingChildrenArgs(Args[MoveToWaitingChildrenResult]):
-    """Give the lease back until the children have ended."""
+    """Give the lease back until the children have ended: those that are named, or all that have not."""
 
     OFF_WIRE: ClassVar[frozenset[str]] = _NOW
 
@@ -242,6 +250,16 @@ class MoveToWaitingChildrenArgs(Args[MoveToWaitingChildrenResult]):
     attempt_index: AttemptIndex
     source: CancelSource = CancelSource.LEASE_HOLDER
     now: TimestampMs = TimestampMs(0)
+    need: int = 0
+    """So many of these must end; 0: all of them."""
+    children: list[Child] = msgspec.field(default_factory=list[Child])
+
+    def __post_init__(self) -> None:
+        checks.whole(self.need, "need", 0, limits.ROWS_N)
+        if len(self.children) > limits.ROWS_N:
+            raise InvalidArgument(f"{len(self.children)} children; wait for {limits.ROWS_N} at a time, or name none")
+        if self.children and self.need > len(self.children):
+            raise InvalidArgument(f"need is {self.need} of {len(self.children)} named children")
 
 
 # ---- change priority ---------------------------------------------------------------------------------

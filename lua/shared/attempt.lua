@@ -26,7 +26,7 @@ function attempt.begin(p, x, lease_id, ttl_ms, why, attempt_id, worker, timeout_
   ttl_ms = pol.lease_ttl_ms or ttl_ms
   local expires = p.now + ttl_ms
   if deadline and deadline < expires then expires = deadline end
-  if not x.attempt and not x.more and not deadline and not worker and kept_id == lease_id then
+  if not x.attempt and not deadline and not worker and kept_id == lease_id and not (x.more and (x.reason or x.grant)) then
     -- The common case, a first attempt: nothing of an earlier one to clear.
     x.attempt, x.started_at = "0", record.text(p, epoch)
     state.step(p, x, "active", why, "lease_epoch", x.started_at, "lease_id", lease_id, "at", record.text(p, expires))
@@ -77,6 +77,34 @@ end
 
 function attempt.cancel_now(p, x, why, operation)
   state.finish(p, x, "cancelled", why, "ended_by", operation or "cancel")
+end
+
+-- End an execution as cancelled now, whatever it does; its holder, if any, is told.
+function attempt.cancel_at_once(p, x, reason, source)
+  local holder = x.state == "active" and record.worker(x) or ""
+  -- Whoever asked first said why; a holder that follows the request only carries it out.
+  if not x.cancel_until or source == "operator_override" then
+    record.describe(p, x, "cancel_reason", names.cut(reason, LIMITS.REASON_BYTES), "cancelled_by", names.cut(source, 64))
+  end
+  attempt.cancel_now(p, x, source, "cancel")
+  wake.worker(p, holder, "cancel " .. p.id_prefix .. x.id)
+end
+
+-- Ask for a cancel of what has not ended and owes nothing: what does not run ends now, the holder of what does has a
+-- grace. Answers until when, or nil when there is nothing to wait for; and whether it had been asked before.
+function attempt.request_cancel(p, x, reason, source, grace_ms)
+  if x.state ~= "active" then
+    attempt.cancel_at_once(p, x, reason, source)
+    return nil
+  end
+  if x.cancel_until then return tonumber(x.cancel_until), true end
+  local until_ms = p.now + (grace_ms or LIMITS.CANCEL_GRACE_MS)
+  record.describe(p, x, "cancel_reason", names.cut(reason, LIMITS.REASON_BYTES), "cancelled_by", names.cut(source, 64))
+  record.write(p, x, "cancel_until", until_ms)
+  timers.set(p, "cancel_grace", x.id, until_ms)
+  events.add(p, x, x.state, x.state, "cancel_requested")
+  wake.worker(p, record.worker(x), "cancel " .. p.id_prefix .. x.id)
+  return until_ms
 end
 
 -- End an attempt as failed: a retry if policy and category allow, else the execution fails.
@@ -155,10 +183,19 @@ function attempt.fits(encoding)
   return not encoding or (#encoding <= LIMITS.NAME_BYTES and encoding ~= "" and not string.find(encoding, "[%c%s]"))
 end
 
+-- What a run before this one returned, kept for those that depend on it until there is something else to say.
+function attempt.drop_result(p, x)
+  if x.result_kept then redis.call("UNLINK", keys.result(p, x.id)) end
+  if x.result or x.result_kept or x.result_encoding then record.write(p, x, "result", false, "result_kept", false, "result_encoding", false) end
+end
+
+state.on_end(function(p, x, outcome) if x.outs and x.replays and outcome ~= "completed" then attempt.drop_result(p, x) end end)
+
 -- Store a result and end the execution. The caller has checked the fence and the size.
 function attempt.complete(p, x, result, encoding)
   -- A compensation attempt has nothing to say of the execution's result: its end is the one that was pending.
   if x.pending_outcome then return state.finish(p, x, x.pending_outcome) end
+  if x.replays then attempt.drop_result(p, x) end
   if encoding then record.write(p, x, "result_encoding", encoding) end
   if not result then
     -- Nothing to keep: a result of null reads back the same.

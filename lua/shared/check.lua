@@ -6,6 +6,8 @@
 -- that says so. Nothing here writes.
 
 local check = {}
+local flow_check = {}   -- filled by shared/flow_check.lua
+do   -- helpers of this file; a chunk holds 200 locals
 
 local REASONS = {
   delayed = { waiting_for_retry_backoff = true, waiting_for_resume_delay = true, waiting_for_delay = true },
@@ -17,14 +19,14 @@ local REASONS = {
 local NEXT = { initial = true, retry = true, reclaim = true, replay = true, resumed = true, compensation = true }
 local NUMBERS = { "created_at", "at", "turn", "priority", "lease_epoch", "started_at", "attempt_started_at", "moved_at", "attempt",
   "attempt_deadline_at", "attempt_left_ms", "deadline_at", "deadline_ms", "retries", "crashes", "unseen", "hand_backs", "replays",
-  "run", "cancel_until", "size", "suspension", "suspend_until" }
+  "run", "cancel_until", "size", "suspension", "suspend_until", "node", "due" }
 local SIGNALS_SUMMED_N = 100   -- of more their bytes are not added up
 local PAST = { "created_at", "started_at", "attempt_started_at", "moved_at" }
 local NOT_AFTER_THE_END = { "reason", "cancel_until", "waiter", "attempt_deadline_at", "grant", "paused" }
 
 -- One pass over one page: rows found, and what is looked up once.
 function check.begin(p)
-  return { p = p, rows = {}, named = {}, armed = {}, sizes = {}, kids = {} }
+  return { p = p, rows = {}, named = {}, armed = {}, sizes = {}, kids = {}, flow_counts = {}, flow_members = {}, spent = 0 }
 end
 
 function check.say(c, invariant, id, detail, remedy, object)
@@ -242,7 +244,8 @@ local function kept(c, x, full)
   local beside = redis.call("EXISTS", keys.result(p, x.id)) == 1
   if x.result_kept and not beside then check.say(c, "I9", full, "its result is gone")
   elseif beside and not x.result_kept then check.say(c, "I9", full, "a result is kept that its record does not know", "drop that result") end
-  if (x.result or x.result_kept) and x.state ~= "completed" then check.say(c, "I9", full, x.state .. " with a result") end
+  -- What others work with is kept while its upstream is replayed.
+  if (x.result or x.result_kept) and x.state ~= "completed" and not (x.outs and x.replays and not state.is_terminal(x.state)) then check.say(c, "I9", full, x.state .. " with a result") end
   if not x.detail and redis.call("EXISTS", keys.detail(p, x.id)) == 1 then
     check.say(c, "I18", full, "has a detail hash its record does not know of", "mark its record")
   end
@@ -331,7 +334,10 @@ function check.record(c, id)
     kept(c, x, full)
     waits(c, x, full)
     instants(c, x, full)
+    flow_check.record(c, x, full)
     if x.size and state.is_terminal(x.state) and lanes.of(p, x.lane).bytes then c.sizes[#c.sizes + 1] = { id, x.lane, tonumber(x.size) } end
   end
   return x
+end
+
 end

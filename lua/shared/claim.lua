@@ -39,7 +39,7 @@ end
 -- in one text, then what may hold anything, and what it has recorded if there is any; and what counts towards the
 -- bound of one answer. As 23 values of an answer the same would cost 6 % of the claim.
 local function answer(p, x, lane_name, payload)
-  local rare, head
+  local rare, head, given
   local bytes = #payload
   if x.more then
     if x.journal or x.unpinned then
@@ -47,15 +47,20 @@ local function answer(p, x, lane_name, payload)
       head, size = journal.head(p, x)
       bytes = bytes + size
     end
+    if x.inputs then
+      local size
+      given, size = inputs.of(p, x)
+      bytes = bytes + size
+    end
     rare = table.concat({ x.version or "1", x.namespace or "default", x.deadline_at or "0", x.attempt_deadline_at or "0",
-      x.retries or "0", x.crashes or "0", x.run or "0", x.cancel_until and "1" or "0" }, " ")
+      x.retries or "0", x.crashes or "0", x.run or "0", x.cancel_until and "1" or "0", x.flow or "-" }, " ")
   else
-    rare = "1 default 0 0 0 0 0 0"
+    rare = "1 default 0 0 0 0 0 0 -"
   end
   local lease_id = x.lease_id
   return { p.id_prefix .. x.id .. " " .. lease_id .. " " .. x.lease_epoch .. " " .. (x.attempt_id or lease_id) .. " " .. x.attempt .. " "
     .. x.next .. " " .. x.at .. " " .. x.task .. " " .. lane_name .. " " .. (x.priority or "0") .. " " .. x.created_at .. " " .. rare,
-    payload, x.payload_encoding or "", policy.text(p, x), x.detail and record.tags(p, x) or {}, head }, bytes
+    payload, x.payload_encoding or "", policy.text(p, x), x.detail and record.tags(p, x) or {}, head or given and false, given }, bytes
 end
 
 -- Leases of this claim_id that are still held, after a lost reply; nil if the slot's last claim was another.
@@ -80,6 +85,10 @@ function claim.turned_away(p, x)
     state.finish(p, x, "expired", "execution_deadline")
     return "expired"
   end
+  if x.flow then
+    local stopped = cascade.turned_away(p, x)
+    if stopped then return stopped end
+  end
   if p.holds_n > 0 and not x.pending_outcome then
     local why = holds.of(p, x)
     if why then
@@ -101,7 +110,7 @@ local function lease_from(p, a, want, out)
       local got = queue.pop(p, lane, a.capability_sets, want, out.n)
       for i = 1, #got, 2 do
         local id = got[i]
-        local x = record.load_queued(p, id)
+        local x = p.known and p.known[id] or record.load_queued(p, id)
         -- A member without a record is what an interrupted repair leaves; popping it was the repair.
         if x and state.is_queued(x.state) then
           if out.bytes >= LIMITS.CLAIM_BYTES or skips >= LIMITS.HOLD_SKIPS_N then
@@ -113,6 +122,7 @@ local function lease_from(p, a, want, out)
               skips = skips + 1
             else
               local payload = redis.call("GET", keys.payload(p, id)) or ""
+              if p.bells then wake.taken(p, x.lane, x.cap or "-") end
               attempt.begin(p, x, a.claim_id .. "." .. #out.jobs, a.lease_ttl_ms, "claimed")
               local job, bytes = answer(p, x, lane.name, payload)
               out.jobs[#out.jobs + 1] = job
@@ -181,7 +191,9 @@ function claim.batch(ps, a, unpark)
         if want > 0 then
           -- While a ticker keeps its promise, what is due has been done; without one, claims do it.
           if ps[i].ticker_until <= ps[i].now then
+            ps[i].edges_left = ps[i].edges_left or math.max(1, math.floor(LIMITS.EDGES_INLINE_N / #ps))
             due.run(ps[i], LIMITS.CLAIM_TICK_N)
+            graph.settle(ps[i])
             queue.flush(ps[i])
           end
           want = want - lease_from(ps[i], a, want, out)

@@ -17,6 +17,14 @@ function events.add(p, x, from, to, why)
   if list then list[#list + 1], list[#list + 2] = "e", text else p.event_writes = { "e", text } end
 end
 
+-- A flow's own: it was created, has ended or goes on again. `why` may hold spaces.
+function events.flow(p, fid, from, to, why)
+  local list = p.event_writes or {}
+  p.event_writes = list
+  list[#list + 1] = "f"
+  list[#list + 1] = fid .. " " .. from .. " " .. to .. " " .. why
+end
+
 -- What an operator did to the partition rather than to one execution, as text.
 function events.note(p, text)
   local list = p.event_writes or {}

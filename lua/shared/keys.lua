@@ -31,6 +31,13 @@ function keys.turns(p, lane, band)  return p.key .. ":f:" .. lane .. ":" .. band
 function keys.caps(p, lane)    return p.key .. ":caps:" .. lane end  -- hash: digest -> tokens
 function keys.park(p, lane, cap)    return p.key .. ":park:" .. lane .. ":" .. cap end -- zset: idle workers, until
 function keys.strays(p, lane)  return p.key .. ":strays:" .. lane end -- zset: sets workers park under and no job requires, until
+function keys.flow(p, id)      return p.key .. ":flow:" .. id end   -- hash: a flow's record and counters
+function keys.flow_text(p, id) return p.key .. ":flowtext:" .. id end -- hash: its kind, namespace, reasons and tags
+function keys.members(p, id)   return p.key .. ":members:" .. id end -- zset: a flow's executions, by number
+function keys.edges(p, id)     return p.key .. ":edges:" .. id end  -- hash: ids of edges that were staged one by one
+function keys.incoming(p, id)  return p.key .. ":in:" .. id end     -- hash: an execution's edges from others, and its group
+function keys.outgoing(p, id)  return p.key .. ":out:" .. id end    -- list: executions that depend on it
+function keys.flows(p)         return p.key .. ":flows" end      -- zset: all flows, in the order of their ids
 function keys.leases(p)        return p.key .. ":leases" end     -- zset: running executions, by lease expiry
 function keys.timers(p)        return p.key .. ":timers" end
 function keys.reap(p)          return p.key .. ":reap" end

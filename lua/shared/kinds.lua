@@ -4,6 +4,7 @@
 -- of a kind that is not listed is a violation, so whoever adds a kind of key adds its row.
 
 local kinds = {}
+do   -- helpers of this file; a chunk holds 200 locals
 
 local UUID = "(%x%x%x%x%x%x%x%x%-%x%x%x%x%-%x%x%x%x%-%x%x%x%x%-%x%x%x%x%x%x%x%x%x%x%x%x)"
 
@@ -51,6 +52,7 @@ local function timer(c, key, member)
   if not kind or not due.handlers[kind] then
     return check.say(c, "I5", p.tag, "timer " .. member .. " is of a kind nothing handles", "", object)
   end
+  if flow_check.timer(c, kind, id, object) then return end
   if kind == "outbox" then
     if redis.call("HEXISTS", keys.outbox(p), id) == 0 then
       check.say(c, "I5", p.tag, "timer " .. member .. " has no row in the outbox", "drop the member", object)
@@ -89,7 +91,8 @@ end
 -- in pages.
 
 local function orphan(c, key, id)
-  if redis.call("EXISTS", keys.core(c.p, id)) == 0 then
+  -- Those who await a flow stand in a key of the same kind.
+  if redis.call("EXISTS", keys.core(c.p, id), keys.flow(c.p, id)) == 0 then
     check.say(c, "I18", c.p.id_prefix .. id, check.object(c.p, key) .. " is left over: its record is gone", "delete the key", check.object(c.p, key))
   end
 end
@@ -318,6 +321,13 @@ kinds.LIST = {
   { name = "waitpoints", type = "hash", parts = { UUID }, whole = places, member = place, costs = 4 },
   { name = "signals", type = "hash", parts = { UUID }, whole = messages, member = message },
   { name = "kids", type = "hash", parts = {}, whole = nothing, member = kid },
+  { name = "flow", type = "hash", parts = { UUID }, whole = flow_check.flow, costs = 6 },
+  { name = "flow_text", type = "hash", parts = { UUID }, whole = flow_check.of_flow },
+  { name = "members", type = "zset", parts = { UUID }, whole = flow_check.of_flow, member = flow_check.member },
+  { name = "edges", type = "hash", parts = { UUID }, whole = flow_check.of_flow, member = flow_check.named },
+  { name = "incoming", type = "hash", parts = { UUID }, whole = flow_check.incoming, member = flow_check.row, costs = 4 },
+  { name = "outgoing", type = "list", parts = { UUID }, whole = flow_check.outgoing, member = flow_check.entry },
+  { name = "flows", type = "zset", parts = {}, whole = nothing, member = flow_check.listed },
   { name = "queue", type = "zset", parts = { "(%d+)", "([%x%-]+)" }, whole = of_lane, member = stands_here },
   { name = "before", type = "zset", parts = { "(%d+)", "([%x%-]+)" }, whole = of_lane, member = stands_here },
   { name = "tenant", type = "zset", parts = { "(%d+)", "([%x%-]+)", "([%x%-]+)" }, whole = of_lane, member = of_tenant },
@@ -391,4 +401,6 @@ function kinds.check(c, key)
   end
   kind.whole(c, key, one, two)
   return kind
+end
+
 end

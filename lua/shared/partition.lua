@@ -51,15 +51,18 @@ function partition.open(key, absent, reads_only)
   return p
 end
 
--- Flush in this order: indexes, then timers, then the feed, then bells. A worker that is rung asks
+-- Flush in this order: what the ends of a flow's members lead to, indexes, then timers, then the feed, then bells. A worker that is rung asks
 -- after this function has ended, so it finds the job.
 function partition.flush(p)
+  if p.settling or p.links then graph.settle(p) end
+  p.known = nil
   waitpoints.flush(p)
   queue.flush(p)
   if p.new_lanes then
     for i = 1, #p.new_lanes do timers.reap(p, "idle", p.new_lanes[i], p.now + LIMITS.LANE_IDLE_MS) end
     p.new_lanes = nil
   end
+  if p.flows then flows.flush(p) end
   if p.marks then policy.flush(p) end
   timers.flush(p)
   if p.event_writes or p.touched then lanes.note(p, "hwm", p.now) end

@@ -31,7 +31,13 @@ local SHORT = {
   waitpoints = "wp", streams = "sm",               -- it has opened some; the last attempt that has emitted frames
   signals_n = "sl",                                -- how many signals it takes, where its policy says fewer than anybody may send
   paused = "pa", unpinned = "uv",                  -- an operator's pause; any version of its task may run it
-  flow = "fl", saga_open = "sg", pending_outcome = "pq", size = "z", more = "x",
+  flow = "fl", node = "no",                        -- the flow it is a member of, and its number there
+  deps = "dp", outs = "ou",                        -- it has edges from others; others depend on it
+  inputs = "in",                                   -- its payload is what its upstreams returned: "1" the only one's, "*" a list
+  children = "ch", due = "du",                     -- it has spawned some; not before, once it waits for nothing
+  resolving = "rz", reopening = "ro",              -- how far its edges to others are resolved, or reopened by its replay
+  unhandled = "uh",                                -- its end is one that nobody handles: it makes the flow's outcome
+  saga_open = "sg", pending_outcome = "pq", size = "z", more = "x",
 }
 local LONG
 local function long_names()
@@ -91,20 +97,20 @@ function record.load(p, id)
     started_at = lease_id and r[8] }
 end
 
--- The same for what is about to be leased: one that was leased before is read whole, and so is the next one, which
--- will be like it: those that resume come in rows.
+-- The same for what is about to be leased: one that was leased before or has rare fields is read whole, and so is the
+-- next one, which will be like it: those that resume come in rows, and so do members of flows.
 function record.load_queued(p, id)
   if p.whole then return record.load_all(p, id) end
   if p.leased_before then
     local x = record.load_all(p, id)
-    p.leased_before = x and x.lease_id
+    p.leased_before = x and (x.lease_id or x.more)
     return x
   end
   local key = keys.core(p, id)
   local r = redis.call("HMGET", key, "s", "x", "li", "l", "t", "c", "po", "p", "d")
   if not r[1] then return nil end
   if r[2] or r[3] then
-    p.leased_before = r[3]
+    p.leased_before = true
     return record.load_all(p, id)
   end
   return { id = id, key = key, state = r[1], lane = r[4], task = r[5], created_at = r[6], policy = r[7],
@@ -114,10 +120,18 @@ end
 -- The same with what the end of a lease needs and no more; for calls that do nothing else with it.
 function record.load_held(p, id)
   if p.whole then return record.load_all(p, id) end
+  if p.held_more then
+    local x = record.load_all(p, id)
+    p.held_more = x and x.more
+    return x
+  end
   local key = keys.core(p, id)
   local r = redis.call("HMGET", key, "s", "x", "l", "ep", "li", "u")
   if not r[1] then return nil end
-  if r[2] then return record.load_all(p, id) end
+  if r[2] then
+    p.held_more = true
+    return record.load_all(p, id)
+  end
   local lease_id = r[5]
   return { id = id, key = key, state = r[1], lane = r[3], lease_epoch = r[4], lease_id = lease_id, at = r[6],
     attempt = lease_id and "0", result = false }   -- room for the result it may end with

@@ -27,17 +27,18 @@ state.TABLE = {
 function state.is_terminal(word) return state.TABLE[word].outcome ~= nil end
 function state.is_queued(word) return state.TABLE[word].queued or false end
 
--- Which moves exist between the states of a record; `state.create` makes the first.
+-- Which moves exist between the states of a record; `state.create` makes the first. What had begun and was skipped runs
+-- its compensations first, and ends as skipped from wherever that has led it.
 local FROM_QUEUE = { "ready", "granted", "active", "blocked", "delayed", "completed", "failed", "cancelled", "expired", "skipped" }
 state.MOVES = {
   ready       = FROM_QUEUE,
-  reclaimable = { "granted", "active", "blocked", "ready", "failed", "cancelled", "expired" },
-  revoked     = { "granted", "active", "blocked", "ready", "failed", "cancelled", "expired" },
-  granted     = { "active", "ready", "reclaimable", "blocked", "cancelled", "expired", "failed" },
+  reclaimable = { "granted", "active", "blocked", "ready", "failed", "cancelled", "expired", "skipped" },
+  revoked     = { "granted", "active", "blocked", "ready", "failed", "cancelled", "expired", "skipped" },
+  granted     = { "active", "ready", "reclaimable", "blocked", "cancelled", "expired", "failed", "skipped" },
   delayed     = { "ready", "blocked", "cancelled", "expired", "failed", "skipped" },
   blocked     = { "ready", "reclaimable", "revoked", "delayed", "blocked", "cancelled", "expired", "failed", "skipped" },
-  active      = { "active", "ready", "reclaimable", "revoked", "delayed", "blocked", "suspended", "completed", "failed", "cancelled", "expired" },
-  suspended   = { "ready", "delayed", "blocked", "cancelled", "expired", "failed" },
+  active      = { "active", "ready", "reclaimable", "revoked", "delayed", "blocked", "suspended", "completed", "failed", "cancelled", "expired", "skipped" },
+  suspended   = { "ready", "delayed", "blocked", "cancelled", "expired", "failed", "skipped" },
   completed   = { "ready", "blocked" },
   failed      = { "ready", "blocked" },
   cancelled   = { "ready", "blocked" },
@@ -66,7 +67,7 @@ local function leave(p, x, to)
   elseif left.leased then timers.unlease(p, x)
   else queue.note(p, keys.index(p, x.lane, from), x.id, false) end
   if left.timer then timers.clear(p, left.timer, x.id) end
-  if from == "blocked" then
+  if from == "blocked" and x.reason ~= "waiting_for_children" then
     -- Whichever list it was blocked on must not keep it: a purge later would leave a member without a record.
     redis.call("ZREM", keys.held(p), x.id)
     redis.call("ZREM", keys.unknown(p), x.id)
@@ -83,6 +84,7 @@ local function enter(p, x, from, to, why)
   else queue.note(p, keys.index(p, x.lane, to), x.id, (entered.timer or entered.outcome) and x.at or p.now) end
   if entered.timer then timers.set(p, entered.timer, x.id, tonumber(x.at)) end
   if x.streams then wake.readers(p, x, to) end
+  if x.flow then why = flows.count(p, x, from, to, why) end
   events.add(p, x, from, to, why)
 end
 

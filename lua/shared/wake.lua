@@ -21,6 +21,12 @@ function wake.ring(p, lane, cap)
   set.at[key] = set.at[key] + 1
 end
 
+-- One of those that this call made claimable is claimed by this call: nobody need be rung for it.
+function wake.taken(p, lane, cap)
+  local at, key = p.bells.at, lane .. ":" .. cap
+  if at[key] and at[key] > 0 then at[key] = at[key] - 1 end
+end
+
 -- Tell the worker that holds a lease (cancel requests).
 function wake.worker(p, name, message)
   if name ~= "" then redis.call("SPUBLISH", keys.worker_channel(p, name), message) end

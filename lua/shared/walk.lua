@@ -8,20 +8,23 @@ local walk = {}
 
 local WORDS = { "granted", "delayed", "blocked", "suspended", "completed", "failed", "cancelled", "expired", "skipped" }
 
--- Members of an index behind a position, newest first (`up`: oldest first). Any number of jobs may share one instant, and the one the
--- position names may have moved on meanwhile: its place among those of its score is found by halving.
+-- How many members of an index stand up to a position (score, id), itself included. Any number of jobs may share one
+-- instant, and the one the position names may have moved on meanwhile: its place among those of its score is found by halving.
+function walk.rank(key, at)
+  local below = redis.call("ZCOUNT", key, "-inf", "(" .. at.score)
+  local beyond = below + redis.call("ZCOUNT", key, at.score, at.score)
+  while below < beyond do
+    local middle = math.floor((below + beyond) / 2)
+    if redis.call("ZRANGE", key, middle, middle)[1] <= at.id then below = middle + 1 else beyond = middle end
+  end
+  return below
+end
+
+-- Members of an index behind a position, newest first (`up`: oldest first).
 function walk.page(key, after, want, up)
   local start = 0
   if up then
-    if after then
-      local below = redis.call("ZCOUNT", key, "-inf", "(" .. after.score)
-      local beyond = below + redis.call("ZCOUNT", key, after.score, after.score)
-      while below < beyond do
-        local middle = math.floor((below + beyond) / 2)
-        if redis.call("ZRANGE", key, middle, middle)[1] <= after.id then below = middle + 1 else beyond = middle end
-      end
-      start = below
-    end
+    if after then start = walk.rank(key, after) end
     return redis.call("ZRANGE", key, start, start + want - 1, "WITHSCORES")
   end
   if after then

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 import ffcore.contracts as c
-from ffbackend_valkey import composed
+from ffbackend_valkey import composed, composed_flow
 from ffbackend_valkey.binding import all_args
 from ffbackend_valkey.composed import FUNCTIONS, Composed
 from ffbackend_valkey.library import library
@@ -57,8 +57,9 @@ def test_every_composed_request_is_composed_and_says_what_it_calls() -> None:
 
 def test_every_wire_request_is_made_of_a_composed_one() -> None:
     """And no facade offers it: what goes over the wire is the backend's business."""
+    sources = inspect.getsource(composed) + inspect.getsource(composed_flow)
     wires = {args.__name__ for args in all_args() if args.WIRE}
-    assert wires == set(re.findall(r"\b(\w+WireArgs)\(", inspect.getsource(composed))) | {"SuspendWireArgs"}
+    assert wires == set(re.findall(r"\b(\w+WireArgs)\(", sources)) | {"SuspendWireArgs"}
 
 
 async def test_one_that_nothing_composes_is_a_bug() -> None:

@@ -419,7 +419,7 @@ UNSOUND: list[tuple[Callable[[], object], str]] = [
     (lambda: edge(downstream_execution_id=ONE), "self_referencing_edge"),
     (lambda: edge(expected_graph_revision=-1), "invalid_input"),
     (lambda: c.EdgeQuorum(0), "invalid_input"),
-    (lambda: c.ResolveDependencyArgs(edge_id=EdgeId("e"), upstream_outcome="completed", at=AT), "invalid_input"),
+    (lambda: c.ResolveDependencyArgs(edge_id=EdgeId("e"), upstream_outcome="completed", at=ONE), "invalid_input"),
     (lambda: c.AddExecutionToFlowArgs(flow_id=FLOW, execution_id=ExecutionId("{fp:4}:" + UUID)), "invalid_input"),
     (lambda: c.CancelFlowArgs(flow_id=FLOW, reason="r", cancellation_policy="all"), "invalid_input"),  # type: ignore[arg-type]
     (lambda: renew(lease_ttl_ms=limits.LEASE_TTL_MIN_MS - 1), "invalid_input"),
