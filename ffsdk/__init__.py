@@ -13,8 +13,9 @@ from ffsdk.connect import Durability
 if TYPE_CHECKING:
     from ffsdk import sync
     from ffsdk.app import App
+    from ffsdk.children import Child
     from ffsdk.client import Client
-    from ffsdk.conditions import all_of, any_of, count, operator, quorum
+    from ffsdk.conditions import operator
     from ffsdk.context import Context
     from ffsdk.errors import (
         AdmissionDenied,
@@ -51,8 +52,13 @@ if TYPE_CHECKING:
         Unavailable,
         WrongState,
     )
+    from ffsdk.flow import Flow
+    from ffsdk.flows import FlowMember, FlowOutcome
     from ffsdk.gates import Gate
+    from ffsdk.inputs import Upstream
     from ffsdk.job import Job
+    from ffsdk.joins import Join, all_of, any_of, count, quorum
+    from ffsdk.node import Node
     from ffsdk.outcomes import Cancelled, Completed, Expired, Failed, Outcome, Skipped
     from ffsdk.payload import Payload
     from ffsdk.retry import Retry
@@ -78,8 +84,9 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "app": ("App",),
+    "children": ("Child",),
     "client": ("Client",),
-    "conditions": ("all_of", "any_of", "count", "operator", "quorum"),
+    "conditions": ("operator",),
     "context": ("Context",),
     "errors": (
         "AdmissionDenied", "BudgetExceeded", "ContinueAs", "EngineBug", "EngineError", "Failure", "Fatal",
@@ -88,8 +95,13 @@ _WHERE = {
         "NotInitialised", "Rejected", "RetryAfter", "SecretMissing", "StaleLease", "StepConflict", "StepInterrupted",
         "StoreFull", "SubmitErrors", "Suspended", "Unavailable", "WrongState",
     ),
+    "flow": ("Flow",),
+    "flows": ("FlowMember", "FlowOutcome"),
     "gates": ("Gate",),
+    "inputs": ("Upstream",),
     "job": ("Job",),
+    "joins": ("Join", "all_of", "any_of", "count", "quorum"),
+    "node": ("Node",),
     "outcomes": ("Cancelled", "Completed", "Expired", "Failed", "Outcome", "Skipped"),
     "payload": ("Payload",),
     "retry": ("Retry",),
@@ -111,6 +123,7 @@ __all__ = [
     "Client", "connect", "sync", "Job", "Outcome", "Completed", "Failed", "Cancelled", "Expired", "Skipped",
     "JobStatus", "JobInfo", "Progress", "Explanation", "Reason", "Event", "LaneStats", "FanOut", "Bulk", "Frame",
     "Step", "Waitpoint", "Gate", "Signal", "SignalAnswer", "all_of", "any_of", "count", "operator", "quorum",
+    "Flow", "Node", "Join", "Child", "FlowOutcome", "FlowMember", "Upstream",
     "LaneSettings", "StoreSettings",
     "Failure", "Fatal", "RetryAfter", "ContinueAs", "StepConflict", "StepInterrupted", "JournalFull", "GateTimeout",
     "InvalidSignal", "StepInfo", "step_info",

@@ -9,20 +9,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
 from ffcore.errors import InvalidArgument
 from ffsdk.durable import inside
 from ffsdk.times import Duration
 
 if TYPE_CHECKING:
+    from ffsdk.children import Children, SpawnOptions
+    from ffsdk.conditions import Condition
     from ffsdk.context import Context
     from ffsdk.gates import Gate
+    from ffsdk.inputs import Upstream
+    from ffsdk.outcomes import Outcome
     from ffsdk.signals import Signal
     from ffsdk.steps import Begun
+    from ffsdk.sync import Job
     from ffsdk.task import Task
 
+P = TypeVar("P")
 R = TypeVar("R")
 OnTimeout = Literal["fail", "cancel", "expire", "resume", "escalate"]
 
@@ -118,10 +124,51 @@ class Blocking:
 
         return self.run(gates.open_gate(self._ctx, name, type, names))
 
-    def wait(self, *conditions: Any, timeout: Duration | None = None, on_timeout: OnTimeout = "fail") -> list[Signal]:
-        """As `ctx.wait`."""
-        from ffsdk import gates
+    def upstreams(self) -> list[Upstream]:
+        """As `ctx.upstreams`."""
+        from ffsdk import inputs
 
+        return self.run(inputs.upstreams(self._ctx))
+
+    @overload
+    def spawn(
+        self, task: Task[None, R], payload: None = None, *, key: str | None = None, **options: Unpack[SpawnOptions]
+    ) -> Job[R]: ...
+    @overload
+    def spawn(
+        self, task: Task[P, R], payload: P, *, key: str | None = None, **options: Unpack[SpawnOptions]
+    ) -> Job[R]: ...
+    @overload
+    def spawn(
+        self, task: str, payload: Any = None, *, key: str | None = None, **options: Unpack[SpawnOptions]
+    ) -> Job[Any]: ...
+
+    def spawn(
+        self, task: Task[Any, Any] | str, payload: Any = None, *, key: str | None = None,
+        **options: Unpack[SpawnOptions],
+    ) -> Job[Any]:  # fmt: skip
+        """As `ctx.spawn`; the child's calls block as well: ``total = ctx.sync.spawn(count, name).result()``."""
+        from ffsdk import children
+        from ffsdk.sync import Job
+
+        child = self.run(children.spawn(self._ctx, task, payload, key, options))
+        return Job(child, cast("Any", self))  # what it needs of its loop is `run`
+
+    @overload
+    def wait(self, *children: Job[Any] | Children | Sequence[Job[Any]]) -> list[Outcome[Any] | None]: ...
+    @overload
+    def wait(
+        self, *conditions: Condition | Iterable[Condition], timeout: Duration | None = None,
+        on_timeout: OnTimeout = "fail",
+    ) -> list[Signal]: ...  # fmt: skip
+
+    def wait(self, *conditions: Any, timeout: Duration | None = None, on_timeout: OnTimeout = "fail") -> Any:
+        """As `ctx.wait`."""
+        from ffsdk import children, gates
+
+        join = children.joined(conditions)
+        if join is not None:
+            return self.run(children.wait(self._ctx, join, timeout))
         return self.run(gates.wait(self._ctx, conditions, timeout, on_timeout))
 
     def emit(self, value: Any, type: str = "token", mode: Literal["append", "best_effort"] = "append") -> None:

@@ -27,6 +27,7 @@ from ffsdk.waiters import Waiters
 if TYPE_CHECKING:
     from ffcore.backend import Backend
     from ffsdk.events import Kind, Subscription
+    from ffsdk.flow import Flow
     from ffsdk.lanes import Lane, LaneNames
     from ffsdk.listing import States, Tag
     from ffsdk.settings import StoreSettings
@@ -102,6 +103,11 @@ class Client:
     def backend(self) -> Backend:
         """The engine's own interface, for tools. Raises Unavailable while the client is not open."""
         return _opened(self._backend)
+
+    @property
+    def submitter(self) -> Submitter:
+        """For what submits beside `submit`: flows, and handlers that spawn."""
+        return _opened(self._submitter)
 
     @property
     def waiters(self) -> Waiters:
@@ -204,6 +210,55 @@ class Client:
                 f"{len(refused)} of {len(items)} jobs of task {plan.shared.task} were not accepted", refused, jobs
             )
         return [job for job in jobs if job is not None]
+
+    # ---- flows
+
+    def flow(
+        self, name: str, key: str | None = None, *, tags: Mapping[str, str] | None = None,
+        budget: object | None = None, durability: Durability | None = None, patience: times.Duration | None = None,
+    ) -> Flow:  # fmt: skip
+        """A graph of jobs, collected in a block and submitted whole when that is left without an error.
+
+        ``async with client.flow("nightly") as flow: page = flow.add(scrape, url); flow.add(digest, after=page)``
+
+        name   what it is called; need not be unique
+        key    with one, the same graph is the same flow however often it is made (`flow.created` tells)
+
+        Leaving the block raises IdempotencyConflict (the key names another graph), StoreFull, `unknown_task`,
+        Unavailable (`may_have_applied`: make it again with its key); then nothing of it runs. durability and patience
+        are those of `submit`, for the flow as a whole.
+        """
+        from ffcore.ids import FlowId
+        from ffsdk.flow import Flow
+
+        partitions_n = self.backend.config.fp
+        if key is None:
+            flow_id = FlowId(ids.new_execution_id(partitions_n))
+        else:
+            checks.text(key, "key", limits.KEY_BYTES)
+            flow_id = FlowId(ids.keyed_id("flow", self.namespace, key, partitions_n))
+        return Flow.draft(
+            self, self.submitter, flow_id, name, tags=tags, budget=budget, durability=durability,
+            patience=patience, fresh=key is None,
+        )  # fmt: skip
+
+    def flow_by_id(self, flow_id: str) -> Flow:
+        """A handle on an existing flow. Asks nothing: use it to find out."""
+        from ffcore.ids import FlowId
+        from ffsdk.flow import Flow
+
+        return Flow(self, FlowId(check_id(flow_id, self.backend.config.fp)))
+
+    async def flows(self, state: str | None = None, limit: int | None = None) -> AsyncIterator[Flow]:
+        """Flows of this namespace, partition by partition, in no order. `flow.info` has name, state and counters.
+
+        state   open, running, blocked, completed, failed or cancelled; "active": one of the first three; None: any
+        """
+        from ffsdk.flow import Flow
+        from ffsdk.flows import walk
+
+        async for info in walk(self.backend, self.namespace, state, limit):
+            yield Flow(self, info.flow_id, info.name, info=info)
 
     # ---- find
 
@@ -357,10 +412,10 @@ class Client:
     ) -> Subscription:
         """Follow what happens: "completion" (jobs that end), "lease" (claimed, lost, given back), "signal" (sent to
         their gates), "operator" (done to them, or to a lane, from outside: pause, resume, hold, cancel, and what asks
-        for that).
+        for that), "flow" (flows that are created, end, are reopened or purged).
 
-        lanes, tags, namespace   only of jobs in one of these lanes, with all of these tags, of this namespace. For the
-        last two each job's record is read: what retention has removed meanwhile is left out.
+        lanes, tags, namespace   only of jobs in one of these lanes (not for flows), with all of these tags, of this
+        namespace. For the last two each record is read: what retention has removed meanwhile is left out.
 
         ``async for event in client.subscribe(...)``; `event.cursor` as `after=` goes on behind it; None starts with
         what happens from the first use on, "-" with all that is kept. A cursor the feed was trimmed past raises

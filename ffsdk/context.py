@@ -5,9 +5,9 @@ The rule: everything a handler tells carries its fence, so a handler that has lo
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, Unpack, overload
 
 from ffcore import checks, limits
 from ffcore.contracts.lease import LeaseFence
@@ -17,12 +17,17 @@ from ffsdk.times import Duration, from_ms
 
 if TYPE_CHECKING:
     from ffsdk.blocking import Blocking
+    from ffsdk.children import Child, Children, SpawnOptions
+    from ffsdk.conditions import Condition
     from ffsdk.durable import Durable
     from ffsdk.gates import Gate
     from ffsdk.held import Held
+    from ffsdk.inputs import Upstream
+    from ffsdk.outcomes import Outcome
     from ffsdk.signals import Signal
     from ffsdk.task import Task
 
+P = TypeVar("P")
 R = TypeVar("R")
 
 
@@ -208,6 +213,50 @@ class Context:
 
         return steps.sleep(self._awaited("sleep"), duration)
 
+    # ---- what it came after
+
+    def upstreams(self) -> Coroutine[Any, Any, list[Upstream]]:
+        """The jobs that this one was added after in its flow, in order: how each ended, and what it returned as
+        builtins. Empty outside of flows. One read, also in a handler that got its payload from them."""
+        from ffsdk import inputs
+
+        return inputs.upstreams(self._awaited("upstreams"))
+
+    # ---- children
+
+    @overload
+    def spawn(
+        self, task: Task[None, R], payload: None = None, *, key: str | None = None, **options: Unpack[SpawnOptions]
+    ) -> Coroutine[Any, Any, Child[R]]: ...
+    @overload
+    def spawn(
+        self, task: Task[P, R], payload: P, *, key: str | None = None, **options: Unpack[SpawnOptions]
+    ) -> Coroutine[Any, Any, Child[R]]: ...
+    @overload
+    def spawn(
+        self, task: str, payload: Any = None, *, key: str | None = None, **options: Unpack[SpawnOptions]
+    ) -> Coroutine[Any, Any, Child[Any]]: ...
+
+    def spawn(
+        self, task: Task[Any, Any] | str, payload: Any = None, *, key: str | None = None,
+        **options: Unpack[SpawnOptions],
+    ) -> Coroutine[Any, Any, Child[Any]]:  # fmt: skip
+        """Make a child: a job in this job's flow, recorded as a step named after its task, so that a handler which runs
+        again gets the same one. It goes its own way: it may outlive this handler, its failure is heard by who awaits
+        its `result()`, and it ends when this job is cancelled (`abandon=True`: not even then).
+
+        key       names it within the flow: the same child for every run and every member that spawns it; a key that
+                  stands for another task, payload or lane raises IdempotencyConflict. Without one, each new run (after
+                  `ff.ContinueAs`, a fresh replay) makes its own
+        options   delay, at, priority, lane, deadline, tags, requires, as in `client.submit`; abandon
+
+        ``await job.result()`` waits durably: no lease, no slot. Raises StepConflict and JournalFull as `step` does; a
+        store that is full is asked again for as long as the lease lasts.
+        """
+        from ffsdk import children
+
+        return children.spawn(self._awaited("spawn"), task, payload, key, options)
+
     # ---- waiting for others
 
     @overload
@@ -233,16 +282,32 @@ class Context:
 
         return gates.open_gate(self._awaited("gate"), name, type, names)
 
+    @overload
+    def wait(
+        self, *children: Child[Any] | Children | Sequence[Child[Any]]
+    ) -> Coroutine[Any, Any, list[Outcome[Any] | None]]: ...
+    @overload
+    def wait(
+        self, *conditions: Condition | Iterable[Condition], timeout: Duration | None = None,
+        on_timeout: Literal["fail", "cancel", "expire", "resume", "escalate"] = "fail",
+    ) -> Coroutine[Any, Any, list[Signal]]: ...  # fmt: skip
+
     def wait(
         self, *conditions: Any, timeout: Duration | None = None,
         on_timeout: Literal["fail", "cancel", "expire", "resume", "escalate"] = "fail",
-    ) -> Coroutine[Any, Any, list[Signal]]:  # fmt: skip
+    ) -> Coroutine[Any, Any, Any]:  # fmt: skip
         """Suspend until all of the conditions hold: gates, `ff.all_of(...)`, `ff.count(2, ...)`, `ff.operator()`.
 
         Answers the satisfying signals in the order they came. on_timeout as in `gate.wait`.
-        """
-        from ffsdk import gates
 
+        Of children (or one `ff.any_of`, `ff.quorum`, `ff.all_of` of some): waits until so many have ended, well or not,
+        and answers their outcomes in the order given, None for those that go on. Without timeout: see `Child.outcome`.
+        """
+        from ffsdk import children, gates
+
+        join = children.joined(conditions)
+        if join is not None:
+            return children.wait(self._awaited("wait"), join, timeout)
         return gates.wait(self._awaited("wait"), conditions, timeout, on_timeout)
 
     def ended(self) -> None:

@@ -26,6 +26,7 @@ from ffsdk.slots import call_until_answered
 
 if TYPE_CHECKING:
     from ffcore.contracts.lease import LeaseFence
+    from ffsdk.awaited import Awaited
     from ffsdk.context import Context
     from ffsdk.held import Held
     from ffsdk.host import Host
@@ -39,6 +40,8 @@ turn, and may make the next call."""
 RIDE_S: Final = 0.5
 """Progress told within a step waits so long for the step's record, which takes it along."""
 SHOWN_N: Final = 5
+GIVEN_UP: Final = ("suspended", "moved")
+"""Answers that say the lease is the store's again."""
 PATIENCE_S: Final = 2.0
 """What looks like a conflict is one if nobody has asked for what is recorded after this long. It is waited only where
 an earlier run was interrupted within a gather, or where code and journal disagree."""
@@ -74,6 +77,7 @@ class Durable:
         self._landed: asyncio.Future[None] | None = None
         self._progress: tuple[int, str] | None = None
         self._flush: asyncio.TimerHandle | None = None
+        self._awaited: Awaited | None = None
         self.alarms: list[int] = []
         self.running: set[asyncio.Task[Any]] = set()
         self.gone = False
@@ -103,6 +107,15 @@ class Durable:
             raise InvalidArgument(
                 f"ctx.{call} is awaited, and this handler runs in a thread: use ctx.sync.{call}, or make it async def"
             )
+
+    @property
+    def awaited(self) -> Awaited:
+        """What it awaits of its children."""
+        if self._awaited is None:
+            from ffsdk.awaited import Awaited
+
+            self._awaited = Awaited(self)
+        return self._awaited
 
     @property
     def holding(self) -> bool:
@@ -259,21 +272,23 @@ class Durable:
 
     async def suspend(self, args: Args[R] | Callable[[], Args[R]]) -> R:
         """Send a call that gives the job up, once no step is under way; nothing of this handler begins meanwhile. Where
-        the store answers `suspended` this does not return, it raises Suspended; any other answer is returned and the
-        handler goes on under its lease. A function makes the call when it is sent. Not within `in_flight`."""
+        the store answers `suspended`, or `moved`, this does not return, it raises Suspended; any other answer is
+        returned and the handler goes on under its lease. A function makes the call when it is to be sent, and what it
+        raises then is raised. Not within `in_flight`."""
         while True:
             await self.quiesce()
             if self._suspending is None:
                 break
             await asyncio.shield(self._suspending)
         self.check()
+        call = args() if callable(args) else args
         host, held = self.host, self.held
         answered = self._suspending = host.loop.create_future()
         # A renewal would be refused once the job is given up, and look like a lost lease.
         held.renew_at = held.deadline
         try:
-            answer, stopped = await self._to_its_answer(self.call(args() if callable(args) else args))
-            if type(answer).__struct_config__.tag == "suspended":  # type: ignore[attr-defined]
+            answer, stopped = await self._to_its_answer(self.call(call))
+            if type(answer).__struct_config__.tag in GIVEN_UP:  # type: ignore[attr-defined]
                 self.suspended()
             if stopped is not None:
                 raise stopped
@@ -376,6 +391,8 @@ class Durable:
         self._over = True
         for task in self.running:
             task.cancel()
+        if self._awaited is not None:
+            self._awaited.close()
         told = self._take_progress()
         if told is not None and not self.gone:
             self.host.spawn(self._send(*told))

@@ -16,9 +16,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ffcore import checks, ids
+from ffcore.contracts.flow import FlowInfo, ReadFlowArgs
 from ffcore.contracts.reads import EventEntry, ReadEventsArgs, ReadExecutionArgs, StoredExecution
 from ffcore.errors import InvalidArgument, NotFound
-from ffcore.ids import ExecutionId, PartitionKey
+from ffcore.ids import ExecutionId, FlowId, PartitionKey
 from ffcore.states import STATES, LifecyclePhase
 from ffsdk.times import from_ms
 from ffsdk.views import Event
@@ -26,8 +27,8 @@ from ffsdk.views import Event
 if TYPE_CHECKING:
     from ffsdk.client import Client
 
-Kind = Literal["completion", "lease", "signal", "operator"]
-KINDS = ("completion", "lease", "signal", "operator")
+Kind = Literal["completion", "lease", "signal", "operator", "flow"]
+KINDS = ("completion", "lease", "signal", "operator", "flow")
 PAGE_N = 100
 IDLE_S, IDLE_MAX_S = 0.02, 0.5
 """Pause after a look that found nothing: doubled up to the second, so that a busy feed is followed closely."""
@@ -49,7 +50,15 @@ _BESIDE_THE_LEASE = frozenset({
 """Words of entries on a job that runs and goes on running as it did."""
 _WORKER = re.compile(r"(.+)\.[A-Za-z0-9]+\.\d+\.\d+")
 """A batch claim's lease id begins with the worker's instance; that of the two-step claim says nothing of it."""
+_FLOW = re.compile(r"(?:^| )flow=([0-9a-f-]{36})$")
+"""How the reason ends that tells of the end of a flow's member."""
 _LEASE_WORDS = frozenset({"active", "reclaimable", "revoked"})
+
+
+def without_flow(reason: str) -> tuple[str, str | None]:
+    """A reason as people read it, and the uuid of the flow whose member has ended; None: it is of no flow."""
+    found = _FLOW.search(reason)
+    return (reason[: found.start()] or "-", found[1]) if found else (reason, None)
 
 
 class Place:
@@ -97,8 +106,10 @@ class Subscription:
         self._tags = dict(tags or {})
         checks.tags(self._tags)
         self._namespace = None if namespace is None else ids.check_name(namespace, "namespace")
+        if kind == "flow" and lanes is not None:
+            raise InvalidArgument("a flow is in no lane, its members are: leave lanes= out, or follow completions")
         self._seen: dict[str, bool] = {}
-        """Whether tags and namespace of the jobs of this look are wanted."""
+        """Whether tags and namespace of the jobs, or the flows, of this look are wanted."""
         self._client, self._after = client, after
         self._kind: Kind = kind
         self._places: dict[PartitionKey, Place] | None = None
@@ -191,6 +202,8 @@ class Subscription:
     async def _event(self, partition: PartitionKey, sort: str, text: str) -> dict[str, Any] | None:
         if sort == "o":
             return self._nobody(text)
+        if sort == "f":
+            return self._of_flow(partition, text)
         uuid, was, now, _, attempt, lane, lease_id, why = text.split(" ", 7)
         if not self._wants(was, now, why):
             return None
@@ -201,18 +214,33 @@ class Subscription:
         if not self._seen.get(execution_id, True):
             return None
         signal: dict[str, Any] = {}
+        why, flow = without_flow(why) if now in _TERMINAL and was != now else (why, None)
         if self._kind == "signal":
             signal["signal"], signal["effect"], signal["waitpoint_id"] = why.removeprefix(_SIGNAL).rsplit(" ", 2)
         holder = _WORKER.fullmatch(lease_id)
         return {
             "execution_id": execution_id, "lane": name, "from_state": None if was == "-" else _public(was),
             "to_state": _public(now), "attempt": int(attempt) if attempt.isdigit() else None,
-            "worker": holder[1] if holder else None, "detail": "" if why == "-" else why, **signal,
+            "worker": holder[1] if holder else None, "detail": "" if why == "-" else why,
+            "flow_id": None if flow is None else FlowId(f"{partition}:{flow}"), **signal,
+        }  # fmt: skip
+
+    def _of_flow(self, partition: PartitionKey, text: str) -> dict[str, Any] | None:
+        """What became of a flow as a whole."""
+        uuid, was, now, why = text.split(" ", 3)
+        flow_id = FlowId(f"{partition}:{uuid}")
+        if self._kind != "flow" or not self._seen.get(flow_id, True):
+            return None
+        return {
+            "execution_id": None, "lane": None, "from_state": None if was == "-" else was, "to_state": now,
+            "attempt": None, "worker": None, "detail": "" if why == "-" else why, "flow_id": flow_id,
         }  # fmt: skip
 
     def _wants(self, was: str, now: str, why: str) -> bool:
         if self._kind == "completion":
             return now in _TERMINAL and was != now
+        if self._kind == "flow":
+            return False
         first = why.partition(" ")[0]
         if self._kind == "lease":
             touched = was in _LEASE_WORDS or now in _LEASE_WORDS
@@ -222,25 +250,34 @@ class Subscription:
         return first in _OPERATORS or now == "revoked" or why.endswith(" paused")
 
     async def _look_up(self, entries: list[tuple[PartitionKey, EventEntry]]) -> None:
-        """Read what the feed does not carry, of all jobs of a look at once. A record that is gone has neither tags nor
-        a namespace: it is left out, as if it had never had them."""
+        """Read what the feed does not carry, of all jobs (or flows) of a look at once. A record that is gone has
+        neither tags nor a namespace: it is left out, as if it had never had them."""
         self._seen.clear()
         if not self._tags and self._namespace is None:
             return
-        wanted: dict[ExecutionId, None] = {}
+        wanted: dict[str, ReadExecutionArgs | ReadFlowArgs] = {}
         for partition, entry in entries:
             for sort, text in zip(entry.fields[::2], entry.fields[1::2], strict=True):
-                uuid, was, now, *_, why = text.split(" ", 7) if sort == "e" else ("", "", "", "")
-                if uuid and self._wants(was, now, why):
-                    wanted[ExecutionId(f"{partition}:{uuid}")] = None
-        asked = [ReadExecutionArgs(execution_id=execution_id) for execution_id in wanted]
-        for execution_id, stored in zip(wanted, await self._client.backend.call_all(asked), strict=True):
+                found = f"{partition}:{text[:36]}"
+                if sort == "f" and self._kind == "flow":
+                    wanted[found] = ReadFlowArgs(flow_id=FlowId(found))
+                elif sort == "e":
+                    _, was, now, *_, why = text.split(" ", 7)
+                    if self._wants(was, now, why):
+                        wanted[found] = ReadExecutionArgs(execution_id=ExecutionId(found))
+        asked: list[Any] = list(wanted.values())
+        for asked_of, stored in zip(wanted, await self._client.backend.call_all(asked), strict=True):
             if isinstance(stored, Exception) and not isinstance(stored, NotFound):
                 raise stored
-            self._seen[execution_id] = not isinstance(stored, Exception) and self._fits(stored)
+            self._seen[asked_of] = not isinstance(stored, Exception) and self._fits(stored)
 
-    def _fits(self, stored: StoredExecution) -> bool:
-        if self._namespace is not None and stored.fields.get("namespace", "default") != self._namespace:
+    def _fits(self, stored: StoredExecution | FlowInfo) -> bool:
+        namespace: str
+        if isinstance(stored, FlowInfo):
+            namespace = stored.namespace
+        else:
+            namespace = stored.fields.get("namespace", "default")
+        if self._namespace not in (None, namespace):
             return False
         return all(stored.tags.get(key) == value for key, value in self._tags.items())
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ffcore import ids, views
+from ffcore import ids, limits, views
 from ffcore.capabilities import Capabilities
 from ffcore.errors import NotFound
+from ffcore.ids import ExecutionId, FlowId
 from ffcore.states import BlockingReason, LifecyclePhase
 from ffsdk.recorded import recovery_of, waitpoints_of
 from ffsdk.times import from_ms
@@ -21,6 +22,7 @@ from ffsdk.views import Explanation, Reason
 
 if TYPE_CHECKING:
     from ffcore.backend import Backend
+    from ffcore.contracts.dependency import Upstream
     from ffcore.contracts.operator import LaneCounts, ListedHold
     from ffcore.contracts.reads import StoredExecution
     from ffcore.contracts.roster import ListedWorker
@@ -28,6 +30,14 @@ if TYPE_CHECKING:
 
 WORKERS_N = 1000
 """Workers looked at; a lane with more than this has one."""
+UPSTREAMS_N = 100
+"""Upstreams it still waits for, in the order of its inputs, that are looked for."""
+PAGES_N = 20
+"""Reads this may take: their results come along."""
+CHILDREN_N = 20
+"""Spawned jobs it still waits for that are looked at, one read each."""
+NAMED_N = 5
+"""Of those it still waits for, so many are named."""
 
 
 async def explain(backend: Backend, stored: StoredExecution) -> Explanation:
@@ -45,11 +55,12 @@ async def explain(backend: Backend, stored: StoredExecution) -> Explanation:
         if "paused" in stored.fields:
             reasons.append(Reason(code="pause_pending", detail=pause_reason(stored)))
         return Explanation(runnable=False, reasons=reasons, recovery=recovery)
-    lane, holds, workers, waitpoints = await asyncio.gather(
+    lane, holds, workers, waitpoints, upstreams = await asyncio.gather(
         backend.call(LaneStatsArgs(partition=partition, lane_id=stored.lane_id)),
         backend.call(ListHoldsArgs(partition=partition)), live_workers(backend), waitpoints_of(backend, stored),
+        awaited_by(backend, stored),
     )  # fmt: skip
-    found = explain_from(stored, lane, holds.items, workers, waitpoints)
+    found = explain_from(stored, lane, holds.items, workers, waitpoints, upstreams)
     return msgspec.structs.replace(found, recovery=recovery)
 
 
@@ -57,12 +68,66 @@ async def name_hold(backend: Backend, stored: StoredExecution) -> StoredExecutio
     """The same job; if a hold blocks it, its blocking detail says which. The record only says that one did."""
     from ffcore.contracts.operator import ListHoldsArgs
 
-    if stored.fields["state"] == "blocked" and not stored.texts.get("blocking"):
+    reason = views.state_of(stored).blocking_reason
+    if reason is BlockingReason.PAUSED_BY_OPERATOR and not views.blocking_detail(stored):
         holds = await backend.call(ListHoldsArgs(partition=ids.partition_of(stored.execution_id)))
         names = holding(stored, holds.items)
         if names:
             stored.texts["blocking"] = "held by " + "; ".join(names)
     return stored
+
+
+async def awaited_by(backend: Backend, stored: StoredExecution) -> list[Upstream]:
+    """The upstreams, and spawned jobs, that have not ended yet and keep this job from running; none where nothing of
+    that kind does."""
+    from ffcore.contracts.dependency import ReadUpstreamsArgs
+
+    if views.state_of(stored).blocking_reason is not BlockingReason.WAITING_FOR_CHILDREN:
+        return []
+    if stored.fields.get("next") == "resumed":
+        return await _children_awaited(backend, stored)
+    found: list[Upstream] = []
+    after = 0
+    for _ in range(PAGES_N):
+        args = ReadUpstreamsArgs(execution_id=stored.execution_id, after=after, limit=limits.PAGE_MAX_N)
+        try:
+            page = await backend.call(args)
+        except NotFound:
+            break  # purged since it was read
+        found += [one for one in page.upstreams if one.edge_state in "gu"]
+        after = page.next
+        if not after or len(found) >= UPSTREAMS_N:
+            break
+    return found[:UPSTREAMS_N]
+
+
+async def _children_awaited(backend: Backend, stored: StoredExecution) -> list[Upstream]:
+    """Of the jobs a handler has spawned, those that have not ended."""
+    from ffcore.contracts.dependency import ListEdgesArgs, Upstream
+    from ffcore.contracts.reads import ReadExecutionArgs
+
+    partition = ids.partition_of(stored.execution_id)
+    flow_id = FlowId(f"{partition}:{stored.fields['flow']}")
+    alive: list[ExecutionId] = []
+    cursor: str | None = None
+    for _ in range(PAGES_N):
+        page = await backend.call(ListEdgesArgs(
+            flow_id=flow_id, execution_id=stored.execution_id, direction="incoming", cursor=cursor,
+            limit=limits.PAGE_MAX_N,
+        ))  # fmt: skip
+        alive += [edge.upstream_execution_id for edge in page.edges if edge.dependency_kind == "child"
+                  and edge.edge_state == "pending"]  # fmt: skip
+        cursor = page.cursor
+        if not cursor or len(alive) >= CHILDREN_N:
+            break
+    read = await asyncio.gather(
+        *(backend.call(ReadExecutionArgs(execution_id=one)) for one in alive[:CHILDREN_N]), return_exceptions=True
+    )
+    return [
+        Upstream(order=at, execution_id=one.execution_id, task=one.fields["task"], label=one.texts.get("label", ""),
+                 kind="c", state=one.fields["state"], edge_state="u", has_result=False, encoding="", result=b"")
+        for at, one in enumerate(read, 1) if not isinstance(one, BaseException)
+    ]  # fmt: skip
 
 
 def holding(stored: StoredExecution, holds: list[ListedHold]) -> list[str]:
@@ -73,7 +138,7 @@ def holding(stored: StoredExecution, holds: list[ListedHold]) -> list[str]:
 
 def explain_from(
     stored: StoredExecution, lane: LaneCounts, holds: list[ListedHold], workers: list[dict[str, Any]],
-    waitpoints: Sequence[Waitpoint] = (),
+    waitpoints: Sequence[Waitpoint] = (), upstreams: Sequence[Upstream] = (),
 ) -> Explanation:  # fmt: skip
     """The answer for a job that neither runs nor has ended."""
     f, state = stored.fields, views.state_of(stored)
@@ -85,7 +150,8 @@ def explain_from(
         if "paused" in f:
             reasons.append(Reason(code="paused_by_operator", detail=pause_reason(stored)))
     elif f["state"] == "blocked":
-        reasons.append(Reason(code=state.blocking_reason.value, detail=views.blocking_detail(stored)))
+        detail = views.blocking_detail(stored) or waits_for(upstreams)
+        reasons.append(Reason(code=state.blocking_reason.value, detail=detail))
     elif f["state"] == "granted":
         reasons.append(Reason(code="granted", detail="reserved for one worker"))
     if lane.state in ("paused", "disabled"):
@@ -128,6 +194,13 @@ def waiting(stored: StoredExecution, waitpoints: Sequence[Waitpoint]) -> Reason:
     if until is not None:
         return Reason(code="sleeping", until=until)
     return Reason(code=state.blocking_reason.value, detail="nothing it waits for can come: resume it, or cancel it")
+
+
+def waits_for(upstreams: Sequence[Upstream]) -> str:
+    """Upstreams by name and state, the first few of them."""
+    named = [f"{one.label or one.execution_id} ({one.state})" for one in upstreams[:NAMED_N]]
+    more = len(upstreams) - len(named)
+    return ", ".join(named) + (f" and {more} more" if more else "")
 
 
 def pause_reason(stored: StoredExecution) -> str:

@@ -22,6 +22,7 @@ from ffsdk.slots import call_until_answered
 if TYPE_CHECKING:
     from ffcore.backend import Backend
     from ffsdk.host import Host
+    from ffsdk.inputs import Taken
     from ffsdk.reports import Reports
     from ffsdk.runner import Runners
     from ffsdk.slots import Slots
@@ -88,6 +89,22 @@ class Handlers:
             self.stopped(held)
             return False
         return True
+
+    async def inputs(self, held: Held) -> Taken | None:
+        """What the upstreams of a job returned, where that is too much to come with the claim. None: it is lost, or
+        to be stopped."""
+        from ffsdk.inputs import read
+
+        try:
+            found = await read(self._backend, held)
+        except EngineError as broken:
+            log.error("the inputs of %s cannot be read: %s", held, broken)
+            self.give_back(held)
+            return None
+        if held.why is not None:
+            self.stopped(held)
+            return None
+        return found
 
     def completed(self, held: Held, result: bytes | None) -> None:
         if held.stage == ENDED or held.why == "lost":

@@ -13,8 +13,12 @@ from ffsdk.isolation import Threads
 from ffsdk.renewal import interval
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ffcore.backend import Backend
+    from ffsdk.client import Client
     from ffsdk.held import Held
+    from ffsdk.task import Task
 
 STEP_THREADS_N: Final = 64
 """Steps that are plain functions run in threads of their own, so that they never wait for handlers to end."""
@@ -23,7 +27,10 @@ STEP_THREADS_N: Final = 64
 class Host:
     """One per worker (`ffsdk.context.Home`)."""
 
-    __slots__ = ("_tasks", "_threads", "backend", "cancel", "clock", "lease_ms", "leave", "loop", "lose", "nudge")
+    __slots__ = (
+        "_client", "_tasks", "_threads", "backend", "cancel", "clock", "lease_ms", "leave", "loop", "lose", "nudge",
+        "tasks",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -35,12 +42,15 @@ class Host:
         cancel: Callable[[Held], None],
         leave: Callable[[Held], None],
         nudge: Callable[[], None],
+        client: Client,
+        tasks: Mapping[str, Task[Any, Any]],
     ) -> None:
         """lose(held, why): the lease is lost. cancel(held): a cancel is requested. leave(held): the job is suspended.
-        nudge(): a lease is to be renewed now."""
+        nudge(): a lease is to be renewed now. client: not open yet. tasks: what the worker's app has declared."""
         self.backend, self.clock, self.lease_ms = backend, clock, lease_ms
         self.lose, self.cancel, self.leave, self.nudge = lose, cancel, leave, nudge
         self.loop = asyncio.get_running_loop()
+        self._client, self.tasks = client, tasks
         self._threads: Threads | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -99,6 +109,10 @@ class Host:
             self._threads = Threads(STEP_THREADS_N)
         return self.loop.run_in_executor(self._threads, call)
 
+    async def client(self) -> Client:
+        """What handlers spawn with, and look at what they have spawned; opened when first used."""
+        return await self._client.open()
+
     def spawn(self, coro: Coroutine[Any, Any, None]) -> None:
         task = self.loop.create_task(coro)
         self._tasks.add(task)
@@ -111,3 +125,4 @@ class Host:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._client.close()

@@ -323,8 +323,8 @@ class _ChildHome:
 
     def durable(self, ctx: Context, held: Held | None) -> Durable:
         raise Unsupported(
-            "steps, sleeps, gates and frames need the worker's own process, and this handler runs in a child of it: "
-            "leave isolation='process' out, or do the part that needs a process in a task of its own",
+            "steps, sleeps, gates, frames, upstreams and children need the worker's own process, and this handler runs "
+            "in a child of it: leave isolation='process' out, or do the part that needs a process in a task of its own",
             category="unsupported",
         )
 

@@ -65,10 +65,10 @@ class Job(Generic[R_co]):
         of the task's type.
         """
         if timeout is None:
-            return _outcome(await self._client.waiters.wait(self.id), self._task)
+            return outcome_of(await self._client.waiters.wait(self.id), self._task)
         async with asyncio.timeout(times.seconds(timeout, "timeout")):
             found = await self._client.waiters.wait(self.id)
-        return _outcome(found, self._task)
+        return outcome_of(found, self._task)
 
     async def result(self, timeout: times.Duration | None = None) -> R_co:
         """What the handler returned. Raises JobFailed, JobCancelled, JobExpired, JobSkipped, else as `outcome`."""
@@ -194,7 +194,8 @@ class Job(Generic[R_co]):
         await self._client.backend.call(ReplayExecutionArgs(execution_id=self.id, mode=mode))
 
 
-def _outcome(found: ExecutionOutcome, task: Task[Any, R_co] | None) -> Outcome[R_co]:
+def outcome_of(found: ExecutionOutcome, task: Task[Any, R_co] | None) -> Outcome[R_co]:
+    """An end as the store has it, its result in the task's type."""
     match found.state:
         case "completed":
             raw = found.result if found.has_result else None

@@ -21,7 +21,11 @@ def _enc_hook(value: Any) -> Any:
     dump = getattr(value, "model_dump", None)
     if callable(dump) and not isinstance(value, type):
         return dump(mode="json")
-    raise NotImplementedError(f"{type(value).__name__} is not something JSON can carry")
+    name = type(value).__name__
+    if hasattr(value, "execution_id") and hasattr(value, "result"):
+        hint = "in a flow say after= instead, elsewhere pass what its result() answers"
+        raise NotImplementedError(f"{name} is a job, and not what that returns: {hint}")
+    raise NotImplementedError(f"{name} is not something JSON can carry")
 
 
 def _dec_hook(wanted: Any, value: Any) -> Any:

@@ -52,6 +52,7 @@ def step_of(entry: JournalEntry) -> Step:
     return Step(
         seq=entry.seq, name=entry.name, kind=entry.kind, status=entry.status, at=from_ms(entry.at_ms),
         attempt=entry.attempt, tries=entry.tries, reason=entry.reason, recovery=recovery.of_step(entry).value,
+        child=entry.value.decode() if entry.kind == "spawn" else None,
     )  # fmt: skip
 
 

@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
+import msgspec
+
 from ffcore.errors import InvalidArgument
 from ffsdk.context import Context
 from ffsdk.errors import ContinueAs
@@ -22,6 +24,8 @@ from ffsdk.held import RUNNING, Held
 from ffsdk.isolation import Encoded
 
 if TYPE_CHECKING:
+    from ffcore.contracts.batch import Inputs
+    from ffsdk.inputs import Taken
     from ffsdk.isolation import Isolated
     from ffsdk.task import Task
 
@@ -51,6 +55,7 @@ class Outcomes(Protocol):
     def continued(self, held: Held, payload: bytes) -> None: ...
     def unfit(self, held: Held, error: InvalidArgument, category: str) -> None: ...
     async def pin(self, held: Held, task: Task[Any, Any]) -> bool: ...
+    async def inputs(self, held: Held) -> Taken | None: ...
     def unknown(self, held: Held) -> None: ...
     def stopped(self, held: Held) -> None: ...
     def arm(self, held: Held) -> None: ...
@@ -218,9 +223,14 @@ class Runners:
             if task is None:
                 outcomes.unknown(held)
                 continue
-            same = task.version == held.job.version
+            job = held.job
+            same = task.version == job.version
+            inputs = None
+            # A run that began again (ContinueAs) has a payload of its own.
+            if job.inputs is not None and not job.payload and (inputs := await self._inputs(held, job.inputs)) is None:
+                continue
             try:
-                payload = task.decode(held.job.payload)
+                payload = task.decode(job.payload) if inputs is None else _fit(held, task, inputs)
             except InvalidArgument as unfit:
                 if same:
                     outcomes.unfit(held, unfit, "invalid_payload")
@@ -243,8 +253,7 @@ class Runners:
                     held.runner = me
                     result = await self._drive(task.fn(*task.arguments(payload, ctx)))
                 else:
-                    if len(buffer) > self._coming:
-                        self._wake(len(buffer) - self._coming)
+                    self._let_others()
                     result = await self._isolated.run(held, task, payload)
             except asyncio.CancelledError as stopped:
                 if self._closing:
@@ -290,13 +299,31 @@ class Runners:
 
     async def _pin(self, held: Held, task: Task[Any, Any]) -> bool:
         """Whether a job submitted for another version of its task may be run. It counts as running meanwhile."""
-        if len(self.buffer) > self._coming:
-            self._wake(len(self.buffer) - self._coming)
+        self._let_others()
         self.running_n += 1
         try:
             return await self._outcomes.pin(held, task)
         finally:
             self.running_n -= 1
+
+    async def _inputs(self, held: Held, inputs: Inputs) -> Taken | None:
+        """What the upstreams of a job returned, read where it did not come with the claim; None: it will not run. It
+        counts as running meanwhile."""
+        from ffsdk.inputs import taken
+
+        if inputs.complete:
+            return taken(inputs)
+        self._let_others()
+        self.running_n += 1
+        try:
+            return await self._outcomes.inputs(held)
+        finally:
+            self.running_n -= 1
+
+    def _let_others(self) -> None:
+        """This runner is going to wait: others go on with the buffer."""
+        if len(self.buffer) > self._coming:
+            self._wake(len(self.buffer) - self._coming)
 
     def _raised(self, held: Held, task: Task[Any, Any], raised: BaseException) -> None:
         """What a handler raised. Of a suspended job it says nothing, whatever became of `Suspended` on its way."""
@@ -337,8 +364,7 @@ class Runners:
             waits_for = coro.send(None)
         except StopIteration as returned:
             return returned.value
-        if len(self.buffer) > self._coming:
-            self._wake(len(self.buffer) - self._coming)
+        self._let_others()
         while True:
             try:
                 value = yield waits_for
@@ -355,6 +381,15 @@ class Runners:
                     waits_for = coro.send(value)
                 except StopIteration as returned:
                     return returned.value
+
+
+def _fit(held: Held, task: Task[Any, Any], inputs: Taken) -> Any:
+    """The payload made of a job's inputs; its job has it from then on, for a handler in a child process."""
+    from ffsdk.inputs import fit
+
+    raw, payload = fit(task, inputs)
+    held.job = msgspec.structs.replace(held.job, payload=raw, inputs=None)
+    return payload
 
 
 def _again(raised: BaseException) -> ContinueAs | None:

@@ -131,6 +131,8 @@ class Slots:
         part, job = held.part, held.job
         part.items.append(Completion(job.execution_id, f"{job.lease_id} {job.lease_epoch} {job.attempt_id}", result))
         part.jobs.append(held)
+        if job.flow != "-":
+            part.parked_until = 0.0  # others may start with its end: ask for them in the same call, not after a bell
         self.unsettled += 1
         if not self._scheduled:
             self._scheduled = True

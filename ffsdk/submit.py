@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 import msgspec
 
@@ -36,8 +36,13 @@ FEW_N = 16
 REGISTRY = PartitionKey("{w:0}")
 
 
-class SubmitOptions(TypedDict, total=False):
-    """Options of `submit` and `submit_many`; spans are seconds or timedelta. None is as good as left out."""
+NOT_YET: Final = ("budget", "quota", "unique")
+"""Options that later releases have."""
+
+
+class JobOptions(TypedDict, total=False):
+    """How one job wants to be treated, other than its task says; spans are seconds or timedelta. None is as good as
+    left out."""
 
     delay: Duration | None
     """Not before so much later, by this client's clock. Not together with `at`."""
@@ -53,13 +58,18 @@ class SubmitOptions(TypedDict, total=False):
     """Keys carry a namespace: ``{"shop.tenant": "t1"}``."""
     requires: Iterable[str] | None
     """Capability tokens instead of the task's."""
+    budget: object | None
+    quota: object | None
+    unique: object | None
+
+
+class SubmitOptions(JobOptions, total=False):
+    """Options of `submit` and `submit_many`."""
+
     durability: Durability | None
     """More than the client's own: "fsync" asks the store once whether it keeps it, "replicated" waits for a replica."""
     patience: Duration | None
     """How long to ask again while the store is full (StoreFull), as often as it advises. Default: not at all."""
-    budget: object | None
-    quota: object | None
-    unique: object | None
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,6 +116,15 @@ class Submitter:
 
     # ---- planning
 
+    @property
+    def now_ms(self) -> int:
+        """The clock relative times are counted from."""
+        return self._now_ms()
+
+    def declared(self, task: Task[Any, Any] | str) -> Task[Any, Any] | None:
+        """The task, if this program declares it."""
+        return self._tasks.get(task) if isinstance(task, str) else task
+
     def known(self, task: Task[Any, Any] | str) -> Plan | None:
         """The plan of a declared task without options; None for a name that is none."""
         declared = self._tasks.get(task) if isinstance(task, str) else task
@@ -116,25 +135,20 @@ class Submitter:
             found = self._plans[declared] = _declared(declared, None)
         return found
 
-    async def plan(self, task: Task[Any, Any] | str, options: SubmitOptions) -> Plan:
-        """Check the options and settle what the jobs share. By name, it may ask the store for the descriptor."""
+    async def plan(self, task: Task[Any, Any] | str, options: SubmitOptions, now_ms: int | None = None) -> Plan:
+        """Check the options and settle what the jobs share. By name, it may ask the store for the descriptor.
+
+        now_ms: what relative times count from, for jobs that are submitted together."""
         if not options and (known := self.known(task)) is not None:
             return known
-        unknown = set(options) - set(SubmitOptions.__annotations__)
-        if unknown:
-            raise InvalidArgument(f"submit has no option {', '.join(sorted(unknown)):.200}")
-        refuse_not_yet(budget=options.get("budget"), quota=options.get("quota"), unique=options.get("unique"))
+        check_options(options, SubmitOptions, "submit")
         lane, priority, tags = options.get("lane"), options.get("priority"), options.get("tags")
-        if lane is not None:
-            ids.check_name(lane, "lane")
-        checks.priority(0 if priority is None else priority)
-        checks.tags(tags or {})
         requires = options.get("requires")
         tokens = None if requires is None else required(requires)
-        delay_until, deadline_at = self._times(options)
+        delay_until, deadline_at = times_of(options, self._now_ms() if now_ms is None else now_ms)
         base = await self._base(task, lane, tokens)
         durability = options.get("durability")
-        await self._keeps(durability)
+        await self.keeps(durability)
         shared = base.shared._replace(
             lane=lane or base.shared.lane, priority=base.shared.priority if priority is None else priority,
             delay_until=delay_until, deadline_at=deadline_at,
@@ -166,19 +180,11 @@ class Submitter:
         policy = policy_json(TaskOptions(name=name), tokens or frozenset())
         return Plan(shared=_shared(name, 1, lane, 0, policy))
 
-    async def _keeps(self, durability: str | None) -> None:
+    async def keeps(self, durability: str | None) -> None:
+        """Refuse (Incompatible) a store that does not keep what is asked."""
         if durability is not None and durability not in self._kept:
             await require_durability(self._backend, durability)
             self._kept.add(durability)
-
-    def _times(self, options: SubmitOptions) -> tuple[int | None, int | None]:
-        delay, at, deadline = options.get("delay"), options.get("at"), options.get("deadline")
-        if delay is not None and at is not None:
-            raise InvalidArgument("delay and at both say when: give one")
-        due = None if delay is None else self._now_ms() + span_ms(delay, "delay")
-        if at is not None:
-            due = instant_ms(at, "at")
-        return due, None if deadline is None else self._now_ms() + span_ms(deadline, "deadline", low_ms=1)
 
     async def _described(self, name: str) -> Descriptor | None:
         """The published descriptor of a task. That there is none is believed for no longer than this call."""
@@ -291,6 +297,38 @@ class Submitter:
                 n, _ = fill((len(raws[i]) + tags_n for i in places), limits.BULK_N if partition else even)
                 yield partition or self._fold.next_partition(), places[:n]
                 places = places[n:]
+
+
+def check_options(options: JobOptions, known: type, asked: str) -> None:
+    """Refuse what is no option, what none can be, and what this release does not have yet. What may change, or can be
+    read once, is kept as it is now: `options` are the call's own."""
+    unknown = set(options) - set(known.__annotations__)
+    if unknown:
+        there = ", ".join(name for name in known.__annotations__ if name not in NOT_YET)
+        raise InvalidArgument(f"{asked} has no option {', '.join(sorted(unknown)):.200}: use {there}")
+    refuse_not_yet(budget=options.get("budget"), quota=options.get("quota"), unique=options.get("unique"))
+    lane, priority = options.get("lane"), options.get("priority")
+    tags, requires = options.get("tags"), options.get("requires")
+    if lane is not None:
+        ids.check_name(lane, "lane")
+    checks.priority(0 if priority is None else priority)
+    if tags is not None:
+        checks.tags(tags)
+        options["tags"] = {**tags}
+    if requires is not None:
+        options["requires"] = required(requires)
+    times_of(options, 0)
+
+
+def times_of(options: JobOptions, now_ms: int) -> tuple[int | None, int | None]:
+    """When a job is due and when it ends, in milliseconds since 1970."""
+    delay, at, deadline = options.get("delay"), options.get("at"), options.get("deadline")
+    if delay is not None and at is not None:
+        raise InvalidArgument("delay and at both say when: give one")
+    due = None if delay is None else now_ms + span_ms(delay, "delay")
+    if at is not None:
+        due = instant_ms(at, "at")
+    return due, None if deadline is None else now_ms + span_ms(deadline, "deadline", low_ms=1)
 
 
 def _shared(task: str, version: int, lane: str, priority: int, policy: bytes) -> Shared:

@@ -12,22 +12,40 @@ import contextlib
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    Self,
+    TypeAlias,
+    TypeVar,
+    Unpack,
+    cast,
+    overload,
+)
 
 from ffsdk import client as aio
+from ffsdk import flow as aio_flow
 from ffsdk import job as aio_job
 from ffsdk import lanes as aio_lanes
+from ffsdk import node as aio_node
 from ffsdk import times
 from ffsdk.app import App
 from ffsdk.connect import Durability
+from ffsdk.draft import LEFT_OUT, On
 from ffsdk.errors import InvalidArgument, SubmitErrors, Unavailable
 from ffsdk.outcomes import Outcome
-from ffsdk.submit import SubmitOptions
+from ffsdk.submit import JobOptions, SubmitOptions
 from ffsdk.task import Task
 
 if TYPE_CHECKING:
-    from ffcore.ids import ExecutionId
+    from ffcore.contracts.flow import FlowInfo
+    from ffcore.ids import ExecutionId, FlowId
     from ffsdk.events import Kind
+    from ffsdk.flows import FlowMember
+    from ffsdk.joins import Join
     from ffsdk.listing import States, Tag
     from ffsdk.streams import Frame
     from ffsdk.views import Event, JobInfo
@@ -36,6 +54,8 @@ P = TypeVar("P")
 R = TypeVar("R")
 A = TypeVar("A")
 S = ParamSpec("S")
+if TYPE_CHECKING:
+    After: TypeAlias = "Node[Any] | Join | Iterable[Node[Any]]"
 TURNS_N = 10
 """Turns of the loop between the end of the client and that of the loop."""
 
@@ -186,6 +206,114 @@ class Job(_Facade[aio_job.Job[R]], Generic[R]):
         return hash(self.id)
 
 
+class Node(Job[R]):
+    """A node of a flow, and a blocking handle on its job once that is submitted; see `ffsdk.node.Node`."""
+
+    async_: aio_node.Node[R]
+
+    @property
+    def flow_id(self) -> str:
+        return self.async_.flow_id
+
+    @property
+    def key(self) -> str | None:
+        return self.async_.key
+
+    @property
+    def place(self) -> int:
+        return self.async_.place
+
+    @property
+    def task_name(self) -> str:
+        return self.async_.task_name
+
+
+class Flow(_Facade[aio_flow.Flow]):
+    """``with client.flow("nightly") as flow``, and a blocking handle on it after that; see `ffsdk.flow.Flow`."""
+
+    @property
+    def id(self) -> FlowId:
+        return self.async_.id
+
+    @property
+    def flow_id(self) -> FlowId:
+        return self.async_.id
+
+    @property
+    def name(self) -> str:
+        return self.async_.name
+
+    @property
+    def created(self) -> bool:
+        return self.async_.created
+
+    @property
+    def info(self) -> FlowInfo | None:
+        return self.async_.info
+
+    def __enter__(self) -> Self:
+        self._loop.run(self.async_.__aenter__())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._loop.run(self.async_.__aexit__(kind, error, traceback))
+
+    @overload
+    def add(
+        self, task: Task[None, R], payload: None = None, *, after: After = (), on: On = "success",
+        key: str | None = None, **options: Unpack[JobOptions],
+    ) -> Node[R]: ...  # fmt: skip
+    @overload
+    def add(
+        self, task: Task[P, R], payload: P, *, after: After = (), on: On = "success", key: str | None = None,
+        **options: Unpack[JobOptions],
+    ) -> Node[R]: ...  # fmt: skip
+    @overload
+    def add(
+        self, task: Task[P, R], *, after: After, on: On = "success", key: str | None = None,
+        **options: Unpack[JobOptions],
+    ) -> Node[R]: ...  # fmt: skip
+    @overload
+    def add(
+        self, task: str, payload: Any = ..., *, after: After = (), on: On = "success", key: str | None = None,
+        **options: Unpack[JobOptions],
+    ) -> Node[Any]: ...  # fmt: skip
+
+    def add(
+        self, task: Task[Any, Any] | str, payload: Any = LEFT_OUT, *, after: After = (), on: On = "success",
+        key: str | None = None, **options: Unpack[JobOptions],
+    ) -> Node[Any]:  # fmt: skip
+        """Add a job to the flow; see `ffsdk.flow.Flow.add`."""
+        made = self.async_.add(cast("str", task), payload, after=cast("Any", after), on=on, key=key, **options)
+        return Node(made, self._loop)
+
+    status = _blocking(aio_flow.Flow.status)
+    outcome = _blocking(aio_flow.Flow.outcome)
+    describe = _blocking(aio_flow.Flow.describe)
+    cancel = _blocking(aio_flow.Flow.cancel)
+    replay = _blocking(aio_flow.Flow.replay)
+    set_tags = _blocking(aio_flow.Flow.set_tags)
+
+    def nodes(self, *, edges: bool = True) -> Iterator[FlowMember]:
+        """Its jobs; see `ffsdk.flow.Flow.nodes`."""
+        return self._iterate(self.async_.nodes(edges=edges))
+
+    def job(self, key: str, task: Task[Any, R] | None = None) -> Job[R]:
+        """The job that was added under this key."""
+        return Job(self.async_.job(key, task), self._loop)
+
+    def __repr__(self) -> str:
+        return repr(self.async_)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Flow) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
 class Lane(_Facade[aio_lanes.Lane]):
     """A blocking handle on a lane; see `ffsdk.lanes.Lane`."""
 
@@ -273,6 +401,23 @@ class Client(_Facade[aio.Client]):
             some.jobs = [None if job is None else Job[Any](job, self._loop) for job in some.jobs]
             raise
         return [Job(job, self._loop) for job in jobs]
+
+    def flow(
+        self, name: str, key: str | None = None, *, tags: Mapping[str, str] | None = None,
+        budget: object | None = None, durability: Durability | None = None, patience: times.Duration | None = None,
+    ) -> Flow:  # fmt: skip
+        """A graph of jobs; see `ffsdk.client.Client.flow`."""
+        made = self.async_.flow(name, key, tags=tags, budget=budget, durability=durability, patience=patience)
+        return Flow(made, self._loop)
+
+    def flow_by_id(self, flow_id: str) -> Flow:
+        """A handle on an existing flow."""
+        return Flow(self.async_.flow_by_id(flow_id), self._loop)
+
+    def flows(self, state: str | None = None, limit: int | None = None) -> Iterator[Flow]:
+        """Flows by state; see `ffsdk.client.Client.flows`."""
+        for flow in self._iterate(self.async_.flows(state, limit)):
+            yield Flow(flow, self._loop)
 
     def job(self, execution_id: str, task: Task[Any, R] | None = None) -> Job[R]:
         """A handle on an existing execution."""

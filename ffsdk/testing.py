@@ -20,7 +20,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 from ffcore.errors import InvalidArgument
 from ffsdk import times
@@ -39,6 +39,8 @@ from ffsdk.crashes import (
 if TYPE_CHECKING:
     from ffsdk.app import App
     from ffsdk.client import Client
+    from ffsdk.flow import Flow
+    from ffsdk.flows import FlowOutcome
     from ffsdk.job import Job
     from ffsdk.outcomes import Outcome
     from ffsdk.virtual import VirtualTime
@@ -167,8 +169,14 @@ class Engine:
         self._running.append((worker, process.start(worker.run, f"worker {worker.instance}"), process))
         return worker
 
-    async def run_until(self, job: Job[R], timeout: times.Duration | None = None) -> Outcome[R]:
-        """Run until a job has ended, however much time that takes on the store's clock; answers its outcome."""
+    @overload
+    async def run_until(self, job: Job[R], timeout: times.Duration | None = None) -> Outcome[R]: ...
+    @overload
+    async def run_until(self, job: Flow, timeout: times.Duration | None = None) -> FlowOutcome: ...
+
+    async def run_until(self, job: Job[Any] | Flow, timeout: times.Duration | None = None) -> Any:
+        """Run until a job, or a flow, has ended, however much time that takes on the store's clock; answers its
+        outcome."""
         if self._auto or self.app.virtual_time is None:
             return await job.outcome(timeout)
         time = self._time

@@ -66,6 +66,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """Why it failed last."""
     recovery: str
     """What becomes of it when the handler runs again."""
+    child: str | None = None
+    """Id of the job that a spawn made."""
 
 
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,15 +184,16 @@ class Bulk(msgspec.Struct, frozen=True, kw_only=True):
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One entry of a subscription; pass `cursor` as `after=` to go on behind it."""
 
-    kind: Literal["completion", "lease", "signal", "operator"]
+    kind: Literal["completion", "lease", "signal", "operator", "flow"]
     cursor: str
     at: datetime | None
     execution_id: str | None
-    """None for an operator's action on a lane or a hold."""
+    """None for an operator's action on a lane or a hold, and for a flow as a whole."""
     lane: str | None
     from_state: str | None
     to_state: str | None
-    """Public states; equal where only the lease changed."""
+    """Public states; equal where only the lease changed. Of a flow: created, completed, failed, cancelled, reopened,
+    purged."""
     attempt: int | None
     worker: str | None
     detail: str
@@ -199,6 +202,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     effect: str | None = None
     """What became of it, such as ``resume_condition_satisfied`` or ``appended_to_waitpoint``."""
     waitpoint_id: str | None = None
+    flow_id: str | None = None
+    """Of the flow; for `completion` events, the one whose member has ended."""
 
 
 # ---- from the store's answers --------------------------------------------------------------------------

@@ -1,9 +1,11 @@
-"""Waiting for jobs to end: one object per client, one message and one read for many of them.
+"""Waiting for jobs and flows to end: one object per client, one message and one read for many of them.
 
 Whoever waits registers with the store (one call per partition and turn of the loop) and is told on the client's
 own channel; results are then fetched together, by one read of a partition at a time. Messages are hints: every POLL_S,
 or more seldom in a large crowd, all awaited jobs are asked for in few calls, which renew their registrations too, so a
 lost message, or a channel that cannot be heard at all, costs a moment and nothing else.
+
+Flows are few, so each is asked for on its own: the answer that registers the client is the one that says how it stands.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ffcore import ids, limits
 from ffcore.errors import EngineBug, EngineError, NotFound, Rejected, Unavailable, alike
-from ffcore.ids import ExecutionId, PartitionKey
+from ffcore.ids import ExecutionId, FlowId, PartitionKey
 from ffcore.states import STATES, LifecyclePhase
 from ffsdk.pace import Pace
 
 if TYPE_CHECKING:
     from ffcore.args import Args
     from ffcore.backend import Backend, Subscription
+    from ffcore.contracts.flow import FlowInfo
     from ffcore.contracts.reads import ExecutionOutcome
 
 R = TypeVar("R")
@@ -42,12 +45,14 @@ class Waiters:
         self._backend, self._name, self._pace = backend, name, pace
         self._awaited: dict[ExecutionId, list[asyncio.Future[ExecutionOutcome]]] = {}
         """Who waits, by execution: never an empty list."""
+        self._flows: dict[FlowId, list[asyncio.Future[FlowInfo]]] = {}
+        """Who waits, by flow: never an empty list."""
         self._new: set[ExecutionId] = set()
         self._ended: dict[PartitionKey, set[ExecutionId]] = {}
         """To be fetched, with the partition's next read."""
         self._fetching: set[PartitionKey] = set()
         self._subscriptions: dict[PartitionKey, asyncio.Task[Subscription]] = {}
-        self._work: set[asyncio.Task[None]] = set()
+        self._work: set[asyncio.Task[object]] = set()
         self._turn_booked = False
         self._poller: asyncio.Task[None] | None = None
         self._closed = False
@@ -57,8 +62,7 @@ class Waiters:
 
         Raises NotFound for an id without a record, Unavailable when the client closes meanwhile.
         """
-        if self._closed:
-            raise Unavailable("the client is closed: wait inside its `async with` block", code="closed")
+        self._still_open()
         future: asyncio.Future[ExecutionOutcome] = asyncio.get_running_loop().create_future()
         waiting = self._awaited.get(execution_id)
         if waiting is None:
@@ -70,13 +74,27 @@ class Waiters:
         try:
             return await future
         finally:
-            left = self._awaited.get(execution_id)
-            if left is not None and future in left:
-                left.remove(future)
-                if not left:
-                    del self._awaited[execution_id]
-            if future.done() and not future.cancelled():
-                future.exception()  # seen, even if who waited was cancelled in the same turn
+            _leave(self._awaited, execution_id, future)
+
+    async def wait_flow(self, flow_id: FlowId) -> FlowInfo:
+        """The flow once it has ended; as `wait`."""
+        self._still_open()
+        future: asyncio.Future[FlowInfo] = asyncio.get_running_loop().create_future()
+        waiting = self._flows.get(flow_id)
+        if waiting is None:
+            self._flows[flow_id] = [future]
+            self._spawn(self._register_flow(flow_id))
+            self._poll_from_now_on()
+        else:
+            waiting.append(future)
+        try:
+            return await future
+        finally:
+            _leave(self._flows, flow_id, future)
+
+    def _still_open(self) -> None:
+        if self._closed:
+            raise Unavailable("the client is closed: wait inside its `async with` block", code="closed")
 
     async def close(self) -> None:
         """End every wait with Unavailable and unsubscribe."""
@@ -91,6 +109,8 @@ class Waiters:
         await asyncio.gather(*tasks, return_exceptions=True)
         closed = Unavailable("the client was closed while waiting", code="closed")
         self._fail(list(self._awaited), closed)
+        for flow_id in list(self._flows):
+            self._fail_flow(flow_id, closed)
         await asyncio.gather(*(subscription.close() for subscription in opened), return_exceptions=True)
 
     # ---- one turn of the loop: register what is new, fetch what has ended
@@ -111,10 +131,13 @@ class Waiters:
             if partition not in self._fetching:
                 self._fetching.add(partition)
                 self._spawn(self._fetch_all(partition))
+        self._poll_from_now_on()
+
+    def _poll_from_now_on(self) -> None:
         if self._poller is None:
             self._poller = asyncio.create_task(self._poll())
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
@@ -144,6 +167,8 @@ class Waiters:
                 execution_id = ExecutionId(f"{partition}:{line[:36]}")
                 if execution_id in self._awaited:
                     self._has_ended(partition, execution_id)
+                elif (flow_id := FlowId(execution_id)) in self._flows:
+                    self._spawn(self._ask_flow(flow_id))
 
         return heard
 
@@ -220,6 +245,44 @@ class Waiters:
                 if not future.done():
                     future.set_exception(alike(error))
 
+    # ---- flows
+
+    async def _register_flow(self, flow_id: FlowId) -> None:
+        """Subscribe before registering, as `_register`."""
+        try:
+            await asyncio.shield(self._listening(ids.partition_of(flow_id)))
+        except EngineError as deaf:
+            if not isinstance(deaf, Unavailable) or deaf.code == "closed":
+                self._fail_flow(flow_id, deaf)
+                return
+        await self._ask_flow(flow_id)
+
+    async def _ask_flow(self, flow_id: FlowId) -> bool:
+        """Register, and see whether it has ended. False: no answer, and the next poll asks again."""
+        from ffcore.contracts.flow import AwaitFlowArgs
+
+        try:
+            info = await self._backend.call(AwaitFlowArgs(flow_id=flow_id, client=self._name))
+        except Unavailable as away:
+            if away.code == "closed":
+                self._fail_flow(flow_id, away)
+            return False
+        except EngineError as refused:
+            self._fail_flow(flow_id, refused)
+        except Exception as broken:
+            self._fail_flow(flow_id, EngineBug(f"waiting for a flow broke: {type(broken).__name__}: {broken}"))
+        else:
+            if info.ended:
+                for future in self._flows.pop(flow_id, ()):
+                    if not future.done():
+                        future.set_result(info)
+        return True
+
+    def _fail_flow(self, flow_id: FlowId, error: EngineError) -> None:
+        for future in self._flows.pop(flow_id, ()):
+            if not future.done():
+                future.set_exception(alike(error))
+
     # ---- the slow second way
 
     async def _poll(self) -> None:
@@ -227,14 +290,28 @@ class Waiters:
         while True:
             await self._pace.pause(pause_s)
             began = clock()
-            chunks = _chunks(self._awaited)
-            for partition, _ in chunks:
+            chunks, flows = _chunks(self._awaited), list(self._flows)
+            for partition in dict.fromkeys([*(partition for partition, _ in chunks), *map(ids.partition_of, flows)]):
                 # Not waited for: as long as nothing can be heard, asking is all there is.
                 self._listening(partition).add_done_callback(_seen)
-            answered = await asyncio.gather(*(self._ask(*chunk) for chunk in chunks))
+            answered = await asyncio.gather(*(self._ask(*chunk) for chunk in chunks), *map(self._ask_flow, flows))
             # The time a store was away says nothing about the size of the crowd.
             took_s = clock() - began if all(answered) else 0.0
             pause_s = min(max(POLL_S, POLL_SHARE * took_s), POLL_MAX_S)
+
+
+Id = TypeVar("Id", ExecutionId, FlowId)
+
+
+def _leave(awaited: dict[Id, list[asyncio.Future[R]]], awaited_id: Id, future: asyncio.Future[R]) -> None:
+    """Whoever waited has been answered, or waits no longer."""
+    left = awaited.get(awaited_id)
+    if left is not None and future in left:
+        left.remove(future)
+        if not left:
+            del awaited[awaited_id]
+    if future.done() and not future.cancelled():
+        future.exception()  # seen, even if who waited was cancelled in the same turn
 
 
 def _seen(task: asyncio.Task[Any]) -> None:

@@ -216,6 +216,8 @@ class Worker:
             cancel=handlers.cancel,
             leave=handlers.leave,
             nudge=self._nudge_renewal,
+            client=self.app.client(),
+            tasks=self.app.tasks,
         )
         handlers.connect(runners=self._runners, slots=self._slots, reports=self._reports, host=self._host)
         self._shortest_ms = self._lease_ms

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -167,3 +168,44 @@ async def test_a_sleep_outlasts_its_worker(url: str, env: dict[str, str]) -> Non
             first.kill()
         with program(env, "examples.reminder", "work"):
             assert asking.communicate(timeout=60)[0] == "dana: your trial ends\n"
+
+
+# ---- flows -----------------------------------------------------------------------------------------------
+
+
+async def test_words_are_counted_file_by_file_and_added_up(url: str, env: dict[str, str]) -> None:
+    """Real files, compared with a plain count of them."""
+    files = sorted((ROOT / "docs").rglob("*.md"))
+    words = Counter(word for path in files for word in re.findall(r"[a-z]+", path.read_text().lower()))
+    most = sorted(words, key=lambda word: (-words[word], word))[:3]
+    assert run(env, "examples.word_count").splitlines() == [
+        f"{len(files)} files, {words.total()} words, {len(words)} of them different",
+        f"most of all: {', '.join(most)}",
+    ]
+
+
+async def test_the_first_answer_counts_and_who_is_slower_is_stopped(url: str, env: dict[str, str]) -> None:
+    assert run(env, "examples.race").splitlines() == [
+        "booked quick: 42.00", "failed: 503", "completed: quick: 42.00", "cancelled: slow", "flow: completed",
+    ]  # fmt: skip
+
+
+async def test_two_of_three_replicas_suffice_and_one_does_not(url: str, env: dict[str, str]) -> None:
+    assert run(env, "examples.replicas").splitlines() == [
+        "stored on a and b", "then: running", "in the end: completed", "one of three: skipped", "flow: failed",
+    ]  # fmt: skip
+
+
+async def test_a_night_with_a_source_down_is_published_cleaned_up_and_told(url: str, env: dict[str, str]) -> None:
+    assert run(env, "examples.nightly").splitlines() == [
+        "eu publish: published 328350", "eu alert: skipped",
+        "us publish: skipped", "us alert: paged: us is down",
+        "scratch is gone", "flow: completed",
+    ]  # fmt: skip
+
+
+async def test_an_agent_spawns_others_and_waits_without_a_slot(url: str, env: dict[str, str]) -> None:
+    """One slot for five agents: a parent that held it would wait for ever."""
+    assert run(env, "examples.research").splitlines() == [
+        "<why is the sky blue> <the grass green> <the sea salt>", "5 agents, 2 levels below the first",
+    ]  # fmt: skip

@@ -135,7 +135,7 @@ def next_release(root: Path, *, compatible_since: int = OLD, renames: bool = Fal
         change(record, "record.STEPS = {}", "record.STEPS = { function(raw) raw.pz, raw.pg = raw.pg, nil end }")
         change(record, 'progress = "pg"', 'progress = "pz"')
     task = '  also("task", a.execution_kind)\n'
-    change(tree / "lua/execution.lua", task, f'{task}  also("stamp", "v{OLD + 1}")\n')
+    change(tree / "lua/shared/submission.lua", task, f'{task}  also("stamp", "v{OLD + 1}")\n')
     view = tree / "lua/view.lua"
     view.write_text(view.read_text() + NEW_FUNCTION)
     upkeep = tree / "ffcore/contracts/upkeep.py"

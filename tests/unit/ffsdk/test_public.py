@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 import ffsdk as ff
-from ffsdk import client, job, lanes, sync
+from ffsdk import client, flow, job, lanes, node, sync
 from ffsdk.submit import SubmitOptions
 
 
@@ -37,12 +37,17 @@ def test_importing_the_package_imports_no_backend_and_no_client() -> None:
     assert heavy == []
 
 
-ASYNC_ONLY = {"open", "backend", "waiters", "tails", "pace", "lane_names", "namespace"}
+ASYNC_ONLY = {"open", "backend", "submitter", "waiters", "tails", "pace", "lane_names", "namespace"}
+ASYNC_ONLY |= {"draft", "submitted"}
 
 
 @pytest.mark.parametrize(
-    ("mine", "theirs"), [(client.Client, sync.Client), (job.Job, sync.Job), (lanes.Lane, sync.Lane)]
-)
+    ("mine", "theirs"),
+    [
+        (client.Client, sync.Client), (job.Job, sync.Job), (lanes.Lane, sync.Lane), (flow.Flow, sync.Flow),
+        (node.Node, sync.Node),
+    ],
+)  # fmt: skip
 def test_the_blocking_facade_has_every_method_with_the_same_parameters(mine: type, theirs: type) -> None:
     assert public(mine) - public(theirs) <= ASYNC_ONLY
     for name in public(mine) & public(theirs):

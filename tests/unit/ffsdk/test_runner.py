@@ -12,6 +12,7 @@ from ffcore.contracts.batch import ClaimedJob
 from ffcore.errors import InvalidArgument
 from ffsdk import runner as module
 from ffsdk.held import Held
+from ffsdk.inputs import Taken
 from ffsdk.isolation import Isolated
 from ffsdk.runner import Runners
 
@@ -22,6 +23,7 @@ class Outcomes:
     def __init__(self) -> None:
         self.done: list[Held] = []
         self.given_back: list[Held] = []
+        self.read: Taken | None = None
 
     def completed(self, held: Held, result: bytes | None) -> None:
         self.done.append(held)
@@ -42,6 +44,9 @@ class Outcomes:
     def unknown(self, held: Held) -> None:
         raise AssertionError(held)
 
+    async def inputs(self, held: Held) -> Taken | None:
+        return self.read
+
     def arm(self, held: Held) -> None:
         raise NotImplementedError
 
@@ -49,7 +54,7 @@ class Outcomes:
 class Job:
     """As much of a claimed job as a runner reads."""
 
-    task, version, lease_id, journal = "wait", 1, "l", None
+    task, version, lease_id, journal, inputs = "wait", 1, "l", None, None
 
     def __init__(self, payload: bytes) -> None:
         self.payload = payload

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from ffcore import limits
@@ -55,6 +56,7 @@ def job(partition: int, n: int) -> ClaimedJob:
         crashes=0,
         run=0,
         cancel_requested=False,
+        flow="-",
         tags=[],
     )
 
@@ -209,6 +211,19 @@ async def test_a_parked_worker_asks_nothing_until_a_bell_and_then_only_that_part
     bench.slots.rung(PartitionKey("{fp:1}"))
     args, _ = await bench.store.take(ClaimBatchArgs)
     assert args.partitions == ["{fp:1}"]
+
+
+@pytest.mark.parametrize(("flow", "limit"), [("-", 0), ("00000000-0000-7000-8000-000000000000", 2)])
+async def test_the_end_of_a_flows_job_asks_for_what_may_start_with_it(bench: Bench, flow: str, limit: int) -> None:
+    """Also where nothing was left a moment ago: its downstreams come with the answer, not after a bell."""
+    await bench.start(msgspec.structs.replace(job(0, 1), flow=flow))
+    _, answer = await bench.store.take(ClaimBatchArgs)
+    answer.set_result(claimed(parked=True))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    bench.finish()
+    args, _ = await bench.store.take(CompleteManyArgs)
+    assert args.limit == limit
 
 
 async def test_a_bell_during_a_claim_whose_answer_says_parked_is_not_lost(bench: Bench) -> None:
