@@ -16,7 +16,7 @@ from bench.harness import Row, Size
 
 NAMES = (
     "drain", "submit", "latency", "functions", "memory", "backlog", "partitions", "recovery", "idle", "ticks",
-    "waiters", "streams", "durable", "purge", "startup",
+    "waiters", "streams", "durable", "flows", "purge", "startup",
 )  # fmt: skip
 
 

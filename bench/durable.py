@@ -115,7 +115,8 @@ def _end(job: ClaimedJob) -> Args[Any]:
     from ffcore.contracts.execution import CompleteExecutionArgs
 
     return CompleteExecutionArgs(
-        execution_id=job.execution_id, fence=LeaseFence(job.lease_id, job.lease_epoch, job.attempt_id),
+        execution_id=job.execution_id,
+        fence=LeaseFence(job.lease_id, job.lease_epoch, job.attempt_id),
         attempt_index=job.attempt_index,
     )
 

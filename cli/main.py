@@ -31,6 +31,7 @@ TREE: Final[dict[str, tuple[str, str]]] = {
     "doctor": ("doctor:doctor", "Check store, settings, versions and clocks."),
     "submit": ("submit:submit", "Submit a job, or many."),
     "job": ("job:job", "List, show, cancel, pause, resume, replay and explain jobs."),
+    "flow": ("flow:flow", "List, show, draw, cancel and replay flows."),
     "signal": ("signal:signal", "List what jobs wait for; answer."),
     "secret": ("secret:secret", "Put the secret behind gate tokens in place; change it."),
     "worker": ("worker:worker", "Run a worker; list those that are alive."),

@@ -36,7 +36,9 @@ STYLES = {
     "failed": "bold red",
     "expired": "red",
     "cancelled": "yellow",
+    "running": "cyan",
     "waiting": "",
+    "skipped": "dim",
     "delayed": "dim",
     "paused": "yellow",
     "ok": "green",
@@ -218,6 +220,18 @@ class Out:
             texts = [printable(column.show(value)) if column.show else cell(value) for column, value in values]
             table.add_row(*(Text(text, style=STYLES.get(text, "")) for text in texts))
         return table
+
+    def styled(self, lines: Iterable[Sequence[str]], styles: Mapping[str, str]) -> None:
+        """Lines of parts with a space between them, where a part that names a state has its style; uncut."""
+        from rich.text import Text
+
+        if not self.tty:
+            self.stream.writelines(" ".join(filter(None, parts)) + "\n" for parts in lines)
+            return
+        console = self.console()
+        for parts in lines:
+            texts = [Text(part, style=styles.get(part, "")) for part in parts if part]
+            console.print(Text(" ").join(texts), soft_wrap=True)
 
     def say(self, text: str) -> None:
         """A sentence for a person; programs get none."""

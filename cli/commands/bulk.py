@@ -76,7 +76,7 @@ def _check_filter(settings: Settings, chosen: Chosen) -> None:
         raise click.UsageError("name a filter (--state, --lane, --tag, --task, --namespace), or say --all")
 
 
-def _agreed(out: Out, what: str, count: int, yes: bool) -> bool:
+def agreed(out: Out, what: str, count: int, yes: bool) -> bool:
     """Whether to go on. A program that is asked cannot answer, so it must have said --yes."""
     if yes:
         return True
@@ -142,7 +142,7 @@ async def _each(
         _preview(out, what, groups, [row.execution_id for row in rows], chosen.dry_run)
         if chosen.dry_run or (not rows and not out.json):
             return None
-        if rows and not _agreed(out, what, len(rows), chosen.yes):
+        if rows and not agreed(out, what, len(rows), chosen.yes):
             raise click.Abort
         with out.progress(what, len(rows)) as advance:
             answers = await in_chunks(backend, [change(row) for row in rows], advance)
@@ -232,7 +232,7 @@ async def _purge(settings: Settings, chosen: Chosen, older_than: float) -> None:
         matched = sum(groups.values())
         if chosen.dry_run or (not matched and not out.json):
             return
-        if matched and not _agreed(out, "purge", matched, chosen.yes):
+        if matched and not agreed(out, "purge", matched, chosen.yes):
             raise click.Abort
         done = 0
         with out.progress("purge", matched) as advance:

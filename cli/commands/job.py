@@ -18,6 +18,7 @@ from .signal import waitpoint_record
 from .tail import tail
 
 if TYPE_CHECKING:
+    from ffcore.contracts.dependency import Upstream
     from ffcore.contracts.reads import HistoryEntry, ListedExecution, StoredExecution
     from ffcore.steps import JournalEntry
     from ffsdk.job import Job
@@ -38,8 +39,9 @@ STATES = (
 )
 """Public states that a listing can ask for."""
 SHOWN_TABLES = {
-    "steps": ("seq", "kind", "name", "status", "at", "attempt", "tries", "reason", "recovery"),
+    "steps": ("seq", "kind", "name", "status", "child", "at", "attempt", "tries", "reason", "recovery"),
     "waitpoints": ("gate", "state", "names", "created_at", "activated_at", "expires_at", "kid", "fingerprint"),
+    "upstreams": ("execution_id", "label", "task", "kind", "state"),
     "closed_attempts": ("attempt", "worker", "started_at", "ended_at", "ended", "category"),
 }
 """Lists in the record of one job, and the columns people see of them."""
@@ -77,7 +79,7 @@ def listed(row: ListedExecution) -> dict[str, Any]:
 
 def shown(stored: StoredExecution) -> dict[str, Any]:
     """The record of one job, without payload and result."""
-    from ffcore import views
+    from ffcore import ids, views
 
     f, state = stored.fields, views.state_of(stored)
     active = state.lifecycle_phase.value == "active"
@@ -113,12 +115,27 @@ def shown(stored: StoredExecution) -> dict[str, Any]:
         "failure_category": stored.texts.get("category"),
         "cancel_reason": stored.texts.get("cancel_reason"),
         "tags": stored.tags,
+        "flow_id": f"{ids.partition_of(stored.execution_id)}:{f['flow']}" if "flow" in f else None,
+        "flow_number": views.number(stored, "node") or None,
         "closed_attempts": [attempt_record(text) for text in stored.attempts],
     }
 
 
+def upstream_record(one: Upstream) -> dict[str, Any]:
+    """What a job waits for: another one of its flow, or one that it has spawned."""
+    from ffsdk.flows import EDGE_KINDS
+
+    return {
+        "execution_id": one.execution_id,
+        "label": one.label or None,
+        "task": one.task,
+        "kind": EDGE_KINDS.get(one.kind, one.kind),
+        "state": one.state,
+    }
+
+
 def step_record(step: Step) -> dict[str, Any]:
-    """One entry of the journal; a gate and a wait are entries too."""
+    """One entry of the journal; gates, waits and spawned children are entries too."""
     return {
         "seq": step.seq,
         "name": step.name,
@@ -129,6 +146,7 @@ def step_record(step: Step) -> dict[str, Any]:
         "tries": step.tries,
         "reason": step.reason or None,
         "recovery": step.recovery,
+        "child": step.child,
     }
 
 
@@ -153,7 +171,11 @@ def attempt_record(text: str) -> dict[str, Any]:
 
 def history_record(entry: HistoryEntry) -> dict[str, Any]:
     """A transition. The event's id begins with its time."""
+    from ffsdk.events import without_flow
+
     parts = dict(zip(HISTORY_FIELDS, entry.text.split(" ", 7), strict=False))
+    if parts.get("to") in STATES and parts["from"] != parts["to"]:
+        parts["reason"] = without_flow(parts.get("reason", "-"))[0]
     dashes = {name: None if value == "-" else value for name, value in parts.items()}
     return {
         "at": instant(entry.event_id.partition("-")[0]),
@@ -229,7 +251,7 @@ def list_(
 def show(settings: Settings, execution_id: str, steps_n: int) -> None:
     """Show everything about a job except its payload, its result, and what its steps returned."""
     from ffcore.contracts.reads import ReadExecutionArgs
-    from ffsdk.explain import name_hold
+    from ffsdk.explain import awaited_by, name_hold
     from ffsdk.recorded import recovery_of, steps_of, waitpoints_of
 
     async def read() -> dict[str, Any]:
@@ -241,6 +263,7 @@ def show(settings: Settings, execution_id: str, steps_n: int) -> None:
                 "recovery": await recovery_of(backend, stored),
                 "steps": [step_record(step) for step in await steps_of(backend, stored, steps_n)],
                 "waitpoints": [waitpoint_record(execution_id, one) for one in await waitpoints_of(backend, stored)],
+                "upstreams": [upstream_record(one) for one in await awaited_by(backend, stored)],
             }
 
     record = run(read())
@@ -252,7 +275,9 @@ def show(settings: Settings, execution_id: str, steps_n: int) -> None:
     for name, rows in tables.items():
         if rows:
             out.say("")
-            out.rows(rows, [Column(key, key.replace("_", " ")) for key in SHOWN_TABLES[name]])
+            # Most jobs have no children: no column for them, then.
+            names = [key for key in SHOWN_TABLES[name] if key != "child" or any(row[key] for row in rows)]
+            out.rows(rows, [Column(key, key.replace("_", " ")) for key in names])
 
 
 @job.command()
@@ -335,6 +360,7 @@ def export(settings: Settings, execution_id: str) -> None:
     import msgspec
 
     from ffcore.contracts.reads import ReadExecutionArgs
+    from ffsdk.explain import awaited_by
     from ffsdk.recorded import entries_of, recovery_of, step_of, waitpoints_of
 
     async def read() -> dict[str, Any]:
@@ -347,6 +373,7 @@ def export(settings: Settings, execution_id: str) -> None:
                 "recovery": await recovery_of(backend, stored),
                 "steps": [step_record(step_of(entry)) | {"value": returned(entry)} for entry in entries],
                 "waitpoints": [waitpoint_record(execution_id, one) for one in await waitpoints_of(backend, stored)],
+                "upstreams": [upstream_record(one) for one in await awaited_by(backend, stored)],
                 "policy": plain(stored.policy),
                 "payload": plain(stored.payload),
                 "result": plain(stored.result),

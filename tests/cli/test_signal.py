@@ -14,7 +14,7 @@ from tests.cli.conftest import FF, work
 app = ffsdk.App()
 SHOWN = ["execution_id", "waitpoint_id", "gate", "state", "names", "created_at", "activated_at", "expires_at", "kid",
          "fingerprint"]  # fmt: skip
-STEP = ["seq", "name", "kind", "status", "at", "attempt", "tries", "reason", "recovery"]
+STEP = ["seq", "name", "kind", "status", "at", "attempt", "tries", "reason", "recovery", "child"]
 mail: dict[str, str] = {}
 
 
