@@ -7,7 +7,7 @@ what the processes say must agree with it.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
 from ffcore.backend import Backend
@@ -27,10 +27,21 @@ class Move(NamedTuple):
     attempt: str
     lease_id: str
     why: str
+    place: int = 0
+    """In the feed of its partition."""
 
     def __str__(self) -> str:
         held = f" by {self.lease_id}" if self.lease_id != "-" else ""
         return f"{self.at_ms} {self.was} -> {self.now} epoch {self.epoch} attempt {self.attempt}{held} {self.why}"
+
+
+class Turn(NamedTuple):
+    """What a feed says of a flow."""
+
+    was: str
+    now: str
+    why: str
+    place: int
 
 
 class Feed:
@@ -39,7 +50,11 @@ class Feed:
         self._after: dict[PartitionKey, str] = dict.fromkeys(backend.config.keys("fp"), "-")
         self.moves: dict[str, list[Move]] = defaultdict(list)
         """By execution, oldest first."""
+        self.flows: dict[str, list[Turn]] = defaultdict(list)
+        """By flow, oldest first."""
         self._live: set[str] = set()
+        self._blocked: set[str] = set()
+        self._places: Counter[PartitionKey] = Counter()
         self.wrong: list[str] = []
         self._last_ms: dict[PartitionKey, int] = {}
 
@@ -73,13 +88,19 @@ class Feed:
                 self.wrong.append(f"I17 the feed of {partition} runs back at {entry.event_id}")
             self._last_ms[partition] = at_ms
             for sort, text in zip(entry.fields[::2], entry.fields[1::2], strict=True):
+                self._places[partition] += 1
+                place = self._places[partition]
                 if sort == "e":
                     uuid, was, now, epoch, attempt, _, lease_id, why = text.split(" ", 7)
-                    self._take(f"{partition}:{uuid}", Move(at_ms, was, now, int(epoch), attempt, lease_id, why))
+                    self._take(f"{partition}:{uuid}", Move(at_ms, was, now, int(epoch), attempt, lease_id, why, place))
+                elif sort == "f":
+                    uuid, was, now, why = text.split(" ", 3)
+                    self.flows[f"{partition}:{uuid}"].append(Turn(was, now, why, place))
         return len(page.entries) == 1000
 
     def _take(self, execution_id: str, move: Move) -> None:
         self.moves[execution_id].append(move)
+        (self._blocked.add if move.now == "blocked" else self._blocked.discard)(execution_id)
         if move.now in TERMINAL:
             self._live.discard(execution_id)
         else:
@@ -92,3 +113,8 @@ class Feed:
     def live_n(self) -> int:
         """Executions that have not ended."""
         return len(self._live)
+
+    @property
+    def busy_n(self) -> int:
+        """Of these, the ones that want a worker, or will by themselves."""
+        return len(self._live - self._blocked)

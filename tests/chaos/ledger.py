@@ -15,6 +15,12 @@ Whoever reads takes only whole lines. The first word says what the line is:
     full N                           the store was over its memory limit
     cancel N ID                      the submitter is about to cancel
     got N STATE VALUE                the submitter waited for it, and this came
+    input ID EPOCH JSON              what a handler was given of its upstreams
+    graph N                          the submitter is about to submit a flow, whose first number this is
+    whole N ID new|known             the store acknowledged it
+    halt N POLICY                    the submitter is about to cancel it
+    halted N WORD                    what that was answered
+    ended N STATE COUNTS             the submitter waited for the flow, and this came
     fatal TEXT                       the process ends because of an error of its own
 """
 
@@ -25,6 +31,8 @@ import time
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
+
+import msgspec
 
 
 def now_ms() -> int:
@@ -75,6 +83,13 @@ class Evidence:
         self.late: set[tuple[str, int]] = set()
         """Execution and epoch of reports made for handlers that never got to their end."""
         self.got: list[tuple[int, str, str]] = []
+        self.inputs: dict[tuple[str, int], bytes] = {}
+        """By execution and epoch."""
+        self.graphs: dict[int, str] = {}
+        """Flows that were submitted, by their first number; their id once that was acknowledged, else empty."""
+        self.halts: dict[int, str] = {}
+        """Flows that somebody was about to cancel; what it was answered, if it was."""
+        self.flow_ends: list[tuple[int, str, dict[str, int]]] = []
         self.counts: Counter[str] = Counter()
         self.fatal: list[str] = []
         self.by_state: dict[str, set[int]] = defaultdict(set)
@@ -120,6 +135,17 @@ def _take(found: Evidence, words: list[str], where: str) -> None:
             found.cancelled.add(execution_id)
         case ["got", n, state, *value]:
             found.got.append((int(n), state, " ".join(value)))
+        case ["input", execution_id, epoch, *text]:
+            found.inputs[execution_id, int(epoch)] = " ".join(text).encode()
+        case ["graph" | "halt" as word, n, *_]:
+            (found.graphs if word == "graph" else found.halts).setdefault(int(n), "")
+        case ["whole", n, flow_id, fresh]:
+            found.graphs[int(n)] = flow_id
+            found.counts[f"flow:{fresh}"] += 1
+        case ["halted", n, answer]:
+            found.halts[int(n)] = answer
+        case ["ended", n, state, *counts]:
+            found.flow_ends.append((int(n), state, msgspec.json.decode("".join(counts), type=dict[str, int])))
         case ["fatal", *text]:
             found.fatal.append(f"{where}: {' '.join(text)}")
         case _:

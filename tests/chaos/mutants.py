@@ -45,6 +45,19 @@ MUTANTS: Final[dict[str, Mutant]] = {
         "end",
         "what was delayed or blocked stays in that index: wrong at once, and still wrong at the end",
     ),
+    "early": Mutant(
+        "lua/shared/graph.lua",
+        'or g.ok == g.n and "s" or "p" end',
+        'or "s" end',
+        "who depends on several others begins when the first of them has completed",
+    ),
+    "unheard": Mutant(
+        "lua/shared/graph.lua",
+        'if met then\n    redis.call("HDEL", key, "w")',
+        'if false then\n    redis.call("HDEL", key, "w")',
+        "the end of the last child does not wake its parent",
+        "points",
+    ),
     "forgotten": Mutant(
         "lua/shared/journal.lua",
         "if not x.journal and not x.unpinned then return nil, 0 end",

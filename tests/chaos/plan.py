@@ -70,6 +70,11 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
         return round(self.workers * self.concurrency * 0.75)
 
     @property
+    def live_n(self) -> int:
+        """The same, with those that wait for others of their flow: an end may let many of them go at once."""
+        return 2 * self.busy_n
+
+    @property
     def slowest_s(self) -> float:
         """How long the time of faults may take on a machine that is busy with other things."""
         return self.seconds * 4

@@ -26,6 +26,11 @@ class Report(msgspec.Struct, kw_only=True):
     jobs: int
     jobs_per_s: float
     ended: dict[str, int]
+    flows: int
+    flows_ended: dict[str, int]
+    members: int
+    members_ended: dict[str, int]
+    children_ended: dict[str, int]
     handler_runs: int
     overlapping_runs: int
     faults: dict[str, int]
@@ -52,7 +57,10 @@ def table(report: Report) -> str:
     """The report as Markdown, as docs/chaos.md keeps it."""
     rows: list[tuple[str, object]] = [
         ("jobs submitted and acknowledged", report.jobs),
-        ("ended", ", ".join(f"{n} {state}" for state, n in sorted(report.ended.items()))),
+        ("... alone", _words(report.ended)),
+        ("... in flows", f"{report.members} in {report.flows} flows: {_words(report.members_ended)}"),
+        ("... spawned by these", _words(report.children_ended)),
+        ("flows ended", _words(report.flows_ended)),
         ("runs of handlers", f"{report.handler_runs}, {report.overlapping_runs} beside a run of the same job"),
         ("jobs per second", f"{report.jobs_per_s:.1f} over {report.seconds:.0f} s"),
     ]
@@ -92,6 +100,10 @@ def complaints(report: Report, feed: Feed | None) -> str:
     if len(report.wrong) > SHOWN:
         lines.append(f"  ... and {len(report.wrong) - SHOWN} more")
     return "\n".join(lines)
+
+
+def _words(found: dict[str, int]) -> str:
+    return ", ".join(f"{n} {state}" for state, n in sorted(found.items())) or "none"
 
 
 def _counted(found: dict[str, int]) -> str:

@@ -29,6 +29,8 @@ from tests.chaos.checker import Checker
 from tests.chaos.faults import Faults
 from tests.chaos.feed import Feed
 from tests.chaos.fleet import Fleet
+from tests.chaos.graphs import Graph
+from tests.chaos.graphs import graphs as drawn
 from tests.chaos.ledger import read
 from tests.chaos.plan import Size, schedule
 from tests.chaos.proxy import Network
@@ -38,6 +40,7 @@ from tests.chaos.store import Server
 from tests.chaos.submitter import HOLD
 from tests.chaos.submitter import Orders as SubmitOrders
 from tests.chaos.verify import Wrong
+from tests.chaos.verify_flows import coverage
 from tests.chaos.worker import Orders as WorkerOrders
 
 MARGIN_MS: Final = 1_000
@@ -123,11 +126,15 @@ class Run:
         for number in range(size.workers):
             self._worker(fleet, f"worker{number}", (direct, proxied)[number % 2], tasks.LANE, size.concurrency)
         self._worker(fleet, "risky", direct, tasks.RISKY, 1)
-        orders = SubmitOrders(
-            url=proxied, jobs=size.jobs, per_s=size.jobs / (size.seconds * 0.95), seed=size.seed,
+        orders = self._orders(proxied)
+        fleet.add("submitter", "tests.chaos.submitter", msgspec.json.encode(orders).decode())
+
+    def _orders(self, url: str) -> SubmitOrders:
+        size = self._size
+        return SubmitOrders(
+            url=url, jobs=size.jobs, per_s=size.jobs / (size.seconds * 0.95), seed=size.seed,
             poison_each=POISON_EACH, lease_s=size.lease_s,
         )  # fmt: skip
-        fleet.add("submitter", "tests.chaos.submitter", msgspec.json.encode(orders).decode())
 
     def _worker(self, fleet: Fleet, name: str, url: str, lane: str, concurrency: int) -> None:
         orders = WorkerOrders(
@@ -149,7 +156,7 @@ class Run:
             if os.getppid() != parent:
                 raise RuntimeError("whoever started this run is gone: nobody waits for its report")
             fleet.look()
-            if feed.live_n > self._size.busy_n:
+            if feed.busy_n > self._size.busy_n or feed.live_n > self._size.live_n:
                 hold.touch()
             else:
                 hold.unlink(missing_ok=True)
@@ -176,7 +183,10 @@ class Run:
         left: list[int], seconds: float, drained: float,
     ) -> Report:  # fmt: skip
         size, evidence = self._size, read(self._directory)
-        wrong, ended = await verify.verify(backend, evidence, feed, size.jobs)
+        graphs = {one.n: one for one in drawn(self._orders("")) if isinstance(one, Graph)}
+        wrong, ended = await verify.verify(backend, evidence, feed, size.jobs, graphs)
+        flows = await verify.read_flows(backend, evidence, feed, graphs)
+        wrong += verify.of_flows(flows, evidence)
         wrong += [Wrong("process", text) for text in fleet.unexpected]
         if left:
             wrong.append(Wrong("process", f"{left} outlived the workers that started them"))
@@ -185,7 +195,7 @@ class Run:
             for v, n in sorted(checker.found.items())
         ]
         wrong += [Wrong("invariant", f"the checker failed: {text}") for text in sorted(set(checker.broken))]
-        met = verify.coverage(evidence, feed)
+        met = verify.coverage(evidence, feed) | coverage(flows, evidence, faults.outages)
         wrong += [Wrong("coverage", f"the run never met: {name}") for name in verify.must_meet(size) if not met[name]]
         wrong += [Wrong("coverage", f"a fault could not be made: {text}") for text in faults.missed]
         away = [(since, until + RECONNECT_MS) for since, until in faults.outages] + sorted(self._graces)
@@ -196,7 +206,11 @@ class Run:
         sorts = Counter(one.sort for one in wrong)
         return Report(
             size=size, ok=not wrong, library=library().sha, seconds=seconds, drained_s=drained,
-            jobs=len(evidence.acked), jobs_per_s=len(evidence.acked) / seconds, ended=dict(ended),
+            jobs=size.jobs, jobs_per_s=len(feed.moves) / seconds, ended=dict(ended), flows=len(flows),
+            flows_ended=Counter(flow.info.public_flow_state for flow in flows if flow.info),
+            members=sum(len(flow.members) for flow in flows),
+            members_ended=Counter(one.state for flow in flows for one in flow.members),
+            children_ended=Counter(one.state for flow in flows for one in flow.children.values() if one.moves),
             handler_runs=len(evidence.runs), overlapping_runs=verify.overlaps(evidence),
             faults=dict(faults.done), missed=faults.missed, poisoned_kills=fleet.poisoned_n,
             kills_with_leases=recovered.kills_with_leases,

@@ -1,4 +1,5 @@
-"""The submitter: submits numbered jobs at an even pace, repeats what it is not sure of, cancels and awaits some.
+"""The submitter: submits numbered jobs, and flows of them, at an even pace, repeats what it is not sure of, cancels
+and awaits some.
 
 Killed and started again, it goes on from its own evidence: what was tried and never acknowledged is submitted again,
 under the same key. A job counts from the moment its acknowledgement stands in the file.
@@ -14,6 +15,7 @@ import os
 import random
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +24,7 @@ import msgspec
 import ffsdk as ff
 from tests.chaos import ledger as evidence
 from tests.chaos import tasks
+from tests.chaos.graphs import Graph, Node, graphs, name_of
 from tests.chaos.ledger import Ledger
 from tests.chaos.worker import backend_of
 
@@ -79,6 +82,7 @@ def draw(n: int, orders: Orders) -> Job:
 
 class Submitter:
     def __init__(self, orders: Orders, facts: Ledger, client: ff.Client, acked: set[int]) -> None:
+        """acked: numbers of jobs, and first numbers of flows."""
         self._orders, self._facts, self._client, self._acked = orders, facts, client, acked
         self._gate = asyncio.Semaphore(IN_FLIGHT)
         self._hold = Path(os.environ[tasks.DIRECTORY]) / HOLD
@@ -87,14 +91,25 @@ class Submitter:
     async def run(self) -> None:
         """Everything that is not acknowledged yet, at the pace the harness asked for."""
         rng = random.Random()
-        todo = [n for n in range(self._orders.jobs) if n not in self._acked]
+        every = (one if isinstance(one, Graph) else draw(one, self._orders) for one in graphs(self._orders))
+        todo = deque(one for one in every if one.n not in self._acked)
         started, sent, held_s = time.monotonic(), 0, 0.0
-        while sent < len(todo):
-            share = MANY if rng.random() < MANY_SHARE / MANY else 1
-            jobs = [draw(n, self._orders) for n in todo[sent : sent + share]]
-            sent += len(jobs)
+        while todo:
+            if isinstance(todo[0], Graph):
+                graph = todo.popleft()
+                assert isinstance(graph, Graph)
+                sent += len(graph.numbers)
+                coro = self._flow(graph)
+            else:
+                share = MANY if rng.random() < MANY_SHARE / MANY else 1
+                jobs: list[Job] = []
+                while todo and len(jobs) < share and isinstance(job := todo[0], Job):
+                    jobs.append(job)
+                    todo.popleft()
+                sent += len(jobs)
+                coro = self._several(jobs) if len(jobs) > 1 else self._one(jobs[0])
             await self._gate.acquire()
-            self._spawn(self._several(jobs) if len(jobs) > 1 else self._one(jobs[0]))
+            self._spawn(coro)
             while self._hold.exists():
                 await asyncio.sleep(HOLD_S)
                 held_s += HOLD_S
@@ -171,6 +186,72 @@ class Submitter:
         if job.awaited:
             self._spawn(self._await(job, made), gated=False)
 
+    # ---- flows
+
+    async def _flow(self, graph: Graph) -> None:
+        await self._submit_flow(graph)
+        if graph.repeated:
+            await self._submit_flow(graph)
+        flow = self._client.flow_by_id(graph.flow_id(self._client.backend.config.fp))
+        if graph.cancel:
+            self._spawn(self._halt(graph, flow), gated=False)
+        if graph.awaited:
+            self._spawn(self._until_ended(graph, flow), gated=False)
+
+    async def _submit_flow(self, graph: Graph) -> None:
+        """Until it is acknowledged, as a whole."""
+        while True:
+            self._facts.note("graph", graph.n)
+            try:
+                async with self._client.flow(graph.shape, graph.key) as flow:
+                    made: list[ff.Node[Any]] = []
+                    for node in graph.nodes:
+                        made.append(self._add(flow, node, made))
+            except ff.StoreFull:
+                self._facts.note("full", graph.n)
+                await asyncio.sleep(0.3)
+            except ff.Unavailable:
+                await asyncio.sleep(0.05)
+            else:
+                self._facts.note("whole", graph.n, flow.id, "new" if flow.created else "known")
+                return
+
+    def _add(self, flow: ff.Flow, node: Node, made: list[ff.Node[Any]]) -> ff.Node[Any]:
+        upstreams = [made[place] for place in node.after]
+        after: Any = upstreams[0] if len(upstreams) == 1 and not node.need else upstreams
+        if node.need:
+            after = ff.quorum(node.need, upstreams, on_satisfied="cancel_remaining" if node.cancels else "let_run")
+        task: ff.Task[Any, Any] = tasks.app.tasks[node.task]
+        on: Any = node.on
+        options: Any = {"delay": node.delay_s or None, "deadline": node.deadline_s or None}
+        if node.task == "merge":
+            return flow.add(task, after=after, on=on, key=name_of(node.n), **options)
+        payload: Any = tasks.Work(node.n, node.ms)
+        if node.task == "parent":
+            each = [(child, n, node.ms) for child, n in zip(node.children, node.numbers, strict=True)]
+            payload = tasks.Family(node.n, node.ms, each, node.first)
+        return flow.add(task, payload, after=after, on=on, key=name_of(node.n), **options)
+
+    async def _halt(self, graph: Graph, flow: ff.Flow) -> None:
+        await asyncio.sleep(random.uniform(0, 2.0))
+        self._facts.note("halt", graph.n, graph.cancel)
+        policy: Any = graph.cancel
+        while True:
+            try:
+                self._facts.note("halted", graph.n, await flow.cancel("chaos", policy=policy))
+                return
+            except ff.Unavailable:
+                await asyncio.sleep(0.05)
+
+    async def _until_ended(self, graph: Graph, flow: ff.Flow) -> None:
+        while True:
+            try:
+                outcome = await flow.outcome()
+            except ff.Unavailable:
+                continue
+            self._facts.note("ended", graph.n, outcome.state, msgspec.json.encode(outcome.counts).decode())
+            return
+
     async def _cancel(self, job: Job, made: ff.Job[Any]) -> None:
         await asyncio.sleep(random.uniform(0, 0.8))
         self._facts.note("cancel", job.n, made.id)
@@ -194,7 +275,8 @@ class Submitter:
 
 async def main(orders: Orders) -> None:
     directory = Path(os.environ[tasks.DIRECTORY])
-    acked = set(evidence.read(directory).acked.values())
+    known = evidence.read(directory)
+    acked = {*known.acked.values(), *(n for n, flow_id in known.graphs.items() if flow_id)}
     facts = Ledger(directory, "submitter")
     tasks.app.url = orders.url
     await backend_of(tasks.app, facts)

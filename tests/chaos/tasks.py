@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import time
+import zlib
 from collections.abc import Awaitable, Callable
 from functools import cache
 from pathlib import Path
@@ -24,8 +25,9 @@ LANE: Final = "chaos"
 RISKY: Final = "risky"
 """Where the poisoned jobs are: they kill whatever worker takes them."""
 DIRECTORY: Final = "FF_CHAOS_DIR"
-KINDS: Final = ("work", "steady", "apart", "flaky", "poison")
-"""Names of the tasks: a coroutine, a thread, a child process, one that fails first, one that kills its worker."""
+KINDS: Final = ("work", "steady", "apart", "flaky", "poison", "refused", "merge", "parent")
+"""Names of the tasks: a coroutine, a thread, a child process, one that fails first, one that kills its worker; and of
+members of flows: one that fails for good, one that works on what its upstreams returned, one that spawns children."""
 
 late_report: Callable[[ff.Context, int], Awaitable[None]] | None = None
 """What a worker does whose handler was stopped; see `worker.py`."""
@@ -43,9 +45,26 @@ class Work(msgspec.Struct):
     """How long the handler takes."""
 
 
+class Family(msgspec.Struct):
+    """What a parent is told: its own number and time, and who its children are."""
+
+    n: int
+    ms: int
+    """How long it takes before it spawns, before it waits, and after that."""
+    children: list[tuple[str, int, int]]
+    """Task, number and time of each."""
+    first: bool
+    """Any one of them is enough."""
+
+
 def result_of(n: int, epoch: int) -> list[int]:
     """What a job's result must be, if the lease of that epoch is the one that counts."""
     return [n, n * n + 1, epoch]
+
+
+def merged_of(inputs: bytes, epoch: int) -> list[int]:
+    """What a merge makes of its inputs, under the lease of that epoch."""
+    return [zlib.crc32(inputs), epoch]
 
 
 @cache
@@ -99,6 +118,40 @@ async def flaky(work: Work, ctx: ff.Context) -> list[int]:
     return _end(work, ctx, epoch)
 
 
+@app.task(lane=LANE, retry=_again)
+async def refused(work: Work, ctx: ff.Context) -> None:
+    _begin(work, ctx)
+    await asyncio.sleep(work.ms / 1000)
+    raise ff.Fatal("it always does")
+
+
+@app.task(lane=LANE, retry=_again)
+async def merge(inputs: Any, ctx: ff.Context) -> list[int]:
+    """Its number is not told to it: its execution says which it is."""
+    epoch, raw = ctx.fence.lease_epoch, msgspec.json.encode(inputs)
+    ledger().note("begin", -1, ctx.execution_id, epoch, ctx.attempt, now_ms())
+    ledger().note("input", ctx.execution_id, epoch, raw.decode())
+    await asyncio.sleep(0.03)
+    ledger().note("end", -1, ctx.execution_id, epoch, now_ms())
+    return merged_of(raw, epoch)
+
+
+@app.task(lane=LANE, retry=_again)
+async def parent(family: Family, ctx: ff.Context) -> list[Any]:
+    """Its result says how each child ended, where it waited for that: its value, or the word for its end."""
+    epoch = _begin(Work(family.n, family.ms), ctx)
+    await asyncio.sleep(family.ms / 1000)
+    children = [
+        await ctx.spawn(app.tasks[task], Work(n, ms), key=f"job-{n}") for task, n, ms in family.children
+    ]  # fmt: skip
+    await asyncio.sleep(family.ms / 1000)
+    found = await ctx.wait(ff.any_of(*children) if family.first else ff.all_of(*children))
+    await asyncio.sleep(family.ms / 1000)
+    ends = [one and (one.value if isinstance(one, ff.Completed) else type(one).__name__.lower()) for one in found]
+    ledger().note("end", family.n, ctx.execution_id, epoch, now_ms())
+    return [*result_of(family.n, epoch), ends]
+
+
 @app.task(lane=RISKY, retry=_again)
 async def poison(work: Work, ctx: ff.Context) -> Any:
     _begin(work, ctx)
@@ -111,5 +164,5 @@ def harden(task: ff.Task[Any, Any]) -> None:
     task.policy = msgspec.json.encode(policy, order="sorted")
 
 
-for _task in (work, steady, apart, flaky):
+for _task in (work, steady, apart, flaky, refused, merge, parent):
     harden(_task)

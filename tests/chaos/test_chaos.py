@@ -28,6 +28,7 @@ CAUGHT = {
     "nolease": {"lost"},
     "noexpiry": {"lost"},
     "noindex": {"invariant"},
+    "early": {"order"},
 }
 """What each mutant must be caught by. That a run met too little is no proof that it would have noticed."""
 

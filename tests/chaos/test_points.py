@@ -12,7 +12,7 @@ import pytest
 from tests.chaos.__main__ import perform
 from tests.chaos.mutants import MUTANTS
 from tests.chaos.points import plan
-from tests.chaos.points.judge import Emitted, Entry, Evidence, Stored, judge
+from tests.chaos.points.judge import Child, Emitted, Entry, Evidence, Stored, judge
 from tests.chaos.points.plan import Order, Size
 from tests.chaos.points.report import Report
 
@@ -25,7 +25,9 @@ def small(mutant: str = "") -> Report:
     return msgspec.json.decode(said, type=Report)
 
 
-CAUGHT = {"forgotten": "rerun", "nointent": "at_most_once", "doubled": "signal", "oneattempt": "frame"}
+CAUGHT = {
+    "forgotten": "rerun", "nointent": "at_most_once", "doubled": "signal", "oneattempt": "frame", "unheard": "lost",
+}  # fmt: skip
 """What each mutant must be caught by. That a run met too little is no proof that it would have noticed."""
 
 
@@ -62,6 +64,8 @@ def book(n: int = 5) -> list[str]:
             lines += [f"end {n} {run} {step} {EPOCH} {at * SLOW + run * 5000}"]
             lines += [f"ack {n} {run} {step} {'fatal' if step == 'refuse' else 'ok'} {EPOCH} recorded"]
         lines += [f"claim {n} {EPOCH} 1 2 second 5000"]
+    for child in plan.CHILDREN:
+        lines += [f"born {n} {child} id-{child} 1", f"child {n} {child} {EPOCH}", f"ran {n} {child} {EPOCH}"]
     lines += [f"letter {n} token"]
     for key in "abc":
         lines += [f"sent {n} {key} id-{key} effect {int(time == 0)}" for time in range(3)]
@@ -69,11 +73,12 @@ def book(n: int = 5) -> list[str]:
 
 
 def stored(n: int = 5, charged: str = "paid", frames: Sequence[Emitted] | None = None) -> Stored:
+    children = [Child(name, "completed", f"{n + more}".encode(), 1, 1, EPOCH) for name, more in plan.CHILDREN.items()]
     has = [Emitted(1, "reserve", run, EPOCH) for run in (0, 1)] if frames is None else frames
     return Stored(
         execution_id="{fp:0}:x", state="completed", result=msgspec.json.encode(plan.receipt(n, charged)), said="",
         frames=has, journal=[Entry("reserve", "ok", 5000 + SLOW), Entry("last", "ok", 5000 + 2 * SLOW)], ends=1,
-        continued=1,
+        continued=1, flow=("completed", 3), children=children,
     )  # fmt: skip
 
 
@@ -148,6 +153,24 @@ def test_a_signal_is_one_signal(line: str) -> None:
     assert sorts([*book(), line]) == ["signal"]
 
 
+@pytest.mark.parametrize("line", ["born 5 a id-new 0", "born 5 b id-b 1"])
+def test_a_child_is_spawned_once(line: str) -> None:
+    assert sorts([*book(), line]) == ["child"]
+    assert sorts([*book(), "born 5 a id-a 0"]) == [], "told again, of the same one"
+
+
+def test_a_child_that_is_gone_ended_twice_or_never_ran_is_noticed() -> None:
+    job = stored()
+    first, *rest = job.children
+    for other in (
+        first._replace(made=2), first._replace(ends=2), first._replace(state="active"), first._replace(result=b"0"),
+        first._replace(epoch=9),
+    ):  # fmt: skip
+        assert sorts(book(), job._replace(children=[other, *rest])) == ["child"]
+    assert sorts(book(), job._replace(children=rest)) == ["child"] == sorts(without("ran 5 a"))
+    assert sorts(book(), job._replace(flow=("running", 3))) == ["child"] == sorts(without("born 5 b"))
+
+
 def test_a_worker_that_ends_and_was_not_killed_is_noticed() -> None:
     assert sorts([*book(), "died 78 -9"]) == ["process"] == sorts([*book(), "died 77 1"])
     assert sorts([*book(), "died 79 0"]) == [] and sorts([*book(), "fatal no store"]) == ["process"]
@@ -156,7 +179,8 @@ def test_a_worker_that_ends_and_was_not_killed_is_noticed() -> None:
 def test_a_job_that_is_lost_ends_twice_or_comes_to_something_else_is_noticed() -> None:
     assert sorts(book(), stored()._replace(state="active")) == ["lost"]
     assert sorts(book(), stored()._replace(ends=2)) == ["twice"] == sorts(book(), stored()._replace(continued=0))
-    assert sorts(book(), stored()._replace(result=b"{}")) == ["result"] == sorts(book(), stored(n=6))
+    assert sorts(book(), stored()._replace(result=b"{}")) == ["result"]
+    assert sorts(book(), stored(n=6)) == ["child", "result"]
 
 
 def test_a_point_that_was_not_met_fails_the_run() -> None:

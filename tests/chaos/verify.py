@@ -6,6 +6,7 @@ outcome from the store, and who brought it about from both the feed and the work
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
@@ -14,12 +15,15 @@ import msgspec
 
 from ffcore import ids, limits
 from ffcore.backend import Backend
+from ffcore.contracts.flow import FlowInfo, ReadFlowArgs
 from ffcore.contracts.reads import ExecutionOutcome, ExecutionRef, ReadOutcomesArgs
-from ffcore.ids import ExecutionId, partition_of
+from ffcore.errors import NotFound
+from ffcore.ids import ExecutionId, FlowId, partition_of
 from ffsdk.task import MAX_RECLAIM_COUNT
 from ffsdk.waiters import TERMINAL
-from tests.chaos import tasks
+from tests.chaos import tasks, verify_flows
 from tests.chaos.feed import Feed
+from tests.chaos.graphs import Graph
 from tests.chaos.ledger import Evidence
 from tests.chaos.plan import KINDS, Size, faults_n
 
@@ -29,19 +33,29 @@ _NETWORK: Final = frozenset({"proxy_cut", "proxy_swallow", "server_kill", "disk_
 MUST_MEET: Final = {
     "stale": frozenset({"worker_pause"}), "replay": _ANY, "expired": frozenset({"worker_kill", "worker_pause"}),
     "reclaimed": frozenset({"worker_kill", "worker_pause"}), "reset": _NETWORK, "unknown": _NETWORK, "known": _ANY,
-    "store_full": frozenset({"memory_full"}),
+    "store_full": frozenset({"memory_full"}), "flow_lost": frozenset({"worker_kill", "worker_pause"}),
+    "skipped": _ANY, "waited": _ANY,
 }  # fmt: skip
 """A run that never met one of these has shown nothing about it; with the faults that bring it about."""
+RARE: Final = {
+    "parent_lost": frozenset({"worker_kill"}), "flow_outage": frozenset({"server_kill"}), "flow_replay": _ANY,
+    "flow_known": _ANY, "unneeded": _ANY, "flow_cancelled": _ANY,
+}  # fmt: skip
+"""The same of what a short run may miss by chance."""
+LONG_N: Final = 3_000
+"""Jobs of a run that is not short."""
 
 
 def must_meet(size: Size) -> list[str]:
     """What a run with these faults has to meet, if it is to count."""
-    return [name for name, kinds in MUST_MEET.items() if kinds & set(faults_n(size))]
+    wanted = MUST_MEET | (RARE if size.jobs >= LONG_N else {})
+    return [name for name, kinds in wanted.items() if kinds & set(faults_n(size))]
 
 
 class Wrong(msgspec.Struct, frozen=True):
     sort: str
-    """lost, duplicated, result, outcome, stranger, waiter, process, feed, invariant, coverage, recovery."""
+    """lost, duplicated, result, outcome, stranger, waiter, process, feed, invariant, coverage, recovery; of flows also
+    flow, order, input."""
     what: str
     id: str = ""
 
@@ -59,19 +73,55 @@ async def outcomes(backend: Backend, wanted: Sequence[str]) -> dict[str, Executi
     return found
 
 
-def expected_ids(evidence: Evidence, partitions: int) -> dict[str, int]:
-    """Every execution that somebody asked for, with its job number."""
-    return {ids.keyed_id("execution", "default", f"job-{n}", partitions): n for n in evidence.tried}
+def expected_ids(evidence: Evidence, partitions: int, graphs: Mapping[int, Graph]) -> dict[str, int]:
+    """Every execution that somebody asked for, or may have spawned, with its job number."""
+    asked: dict[str, int] = {ids.keyed_id("execution", "default", f"job-{n}", partitions): n for n in evidence.tried}
+    for n in evidence.graphs:
+        asked |= {str(one): number for one, number in graphs[n].members(partitions).items()}
+    return asked
 
 
-async def verify(backend: Backend, evidence: Evidence, feed: Feed, jobs: int) -> tuple[list[Wrong], Counter[str]]:
-    """What is wrong, and how the jobs ended."""
+async def read_flows(
+    backend: Backend, evidence: Evidence, feed: Feed, graphs: Mapping[int, Graph]
+) -> list[verify_flows.Flow]:
+    """The flows that were acknowledged, as the store has them."""
+    known = {n: flow_id for n, flow_id in evidence.graphs.items() if flow_id}
+    members = {i for n in known for i in graphs[n].members(backend.config.fp)}
+    stored = await outcomes(backend, [i for i in members if i in feed.moves])
+    infos: dict[int, FlowInfo] = {}
+    for n, flow_id in known.items():
+        with contextlib.suppress(NotFound):
+            infos[n] = await backend.call(ReadFlowArgs(flow_id=FlowId(flow_id)))
+    return [
+        verify_flows.Flow(graphs[n], flow_id, infos.get(n), stored, feed, evidence) for n, flow_id in known.items()
+    ]  # fmt: skip
+
+
+def of_flows(flows: Sequence[verify_flows.Flow], evidence: Evidence) -> Iterator[Wrong]:
+    """What is wrong with them."""
+    for flow in flows:
+        yield from (Wrong(sort, text, one or flow.id) for sort, text, one in flow.wrong())
+    infos = {flow.graph.n: flow.info for flow in flows}
+    for n, state, counts in evidence.flow_ends:
+        info = infos.get(n)
+        now = info and (info.public_flow_state, {word: info.counts.get(word, 0) for word in counts})
+        if now != (state, counts):
+            yield Wrong("waiter", f"flow {n}: told {state} {counts}, the store has {now}")
+
+
+async def verify(
+    backend: Backend, evidence: Evidence, feed: Feed, jobs: int, graphs: Mapping[int, Graph] | None = None
+) -> tuple[list[Wrong], Counter[str]]:
+    """What is wrong, and how the jobs ended. graphs: the flows of the run, which `of_flows` judges."""
+    graphs = graphs or {}
     stored = await outcomes(backend, list(evidence.acked))
     wrong = [Wrong("feed", text) for text in feed.wrong]
     wrong += [Wrong("process", text) for text in evidence.fatal]
-    if len(set(evidence.acked.values())) != jobs:
-        wrong.append(Wrong("lost", f"{len(set(evidence.acked.values()))} of {jobs} jobs were ever acknowledged"))
-    asked = expected_ids(evidence, backend.config.fp)
+    numbers = set(evidence.acked.values())
+    numbers.update(number for n, flow_id in evidence.graphs.items() if flow_id for number in graphs[n].numbers)
+    if len(numbers) != jobs:
+        wrong.append(Wrong("lost", f"{len(numbers)} of {jobs} jobs were ever acknowledged"))
+    asked = expected_ids(evidence, backend.config.fp, graphs)
     wrong += [Wrong("stranger", "nobody submitted it", i) for i in feed.moves if i not in asked]
     ended: Counter[str] = Counter()
     for execution_id, n in evidence.acked.items():

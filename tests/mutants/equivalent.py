@@ -7,7 +7,7 @@ EQUIVALENT: dict[str, str] = {
         "where a popped job was turned away, less was leased than was wanted: `want > 0` follows from `skips > 0`",
     "drop_conjunct:grant.lua:ff_issue_reclaim_grant:0e5b":
         "only what failed as poisoned has more crashes than its policy allows, and a replay clears them",
-    "drop_refusal:execution.lua:plan_of:1075":
+    "drop_refusal:submission.lua:submission.plan:6e96":
         "check_names has bounded the caller's priority and policy.decode the policy's: the third look finds nothing",
     "negate:condition.lua:condition.read:016e":
         "a cache that is emptied each time is slow, and answers the same",

@@ -144,11 +144,14 @@ def _show(lib: Library, mutant: Mutant | None) -> None:
 
 
 _NEAR = {
-    "attempt": "lease outcome cancel bounds", "claim": "bounds", "control": "lease cancel", "due": "tick",
-    "fence": "outcome", "grant": "replays", "holds": "hold", "lanes": "lane", "partition": "tick lease gate migration",
-    "policy": "execution", "queue": "order claim", "record": "outcome migration", "repair": "check",
-    "retention": "worker", "state": "terminal_door control outcome", "timers": "tick", "wake": "bells waiter",
-    "walk": "migration",
+    "attempt": "lease outcome cancel bounds", "cascade": "flow_replay random_dags", "claim": "bounds",
+    "control": "lease cancel", "dependency": "graph flow_check", "due": "tick", "fence": "outcome",
+    "flow": "whole_flow", "flows": "flow graph random_dags", "grant": "replays",
+    "graph": "submit_flow dependency random_dags", "holds": "hold", "lanes": "lane",
+    "partition": "tick lease gate migration", "policy": "execution", "purge": "flow_retention retention",
+    "queue": "order claim", "record": "outcome migration", "repair": "check", "retention": "worker flow_retention",
+    "state": "terminal_door control outcome", "submission": "execution submit_flow", "timers": "tick",
+    "wake": "bells waiter", "walk": "migration",
 }  # fmt: skip
 _SLOW = {"test_outbox.py", "test_view.py", "test_any_order.py", "test_hold.py", "test_check.py"}
 

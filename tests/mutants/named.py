@@ -8,6 +8,7 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant, Patch
 from tests.mutants.mutant import single as _one
 from tests.mutants.named_durable import DURABLE
+from tests.mutants.named_flow import FLOWS
 
 FENCE = "same = given == record.fence(x)"
 EPOCH = 'math.max(record.number(x, "lease_epoch") + 1, p.now)'
@@ -18,7 +19,7 @@ RECORD = (
     _one("reason_outlives_hold", "I1", "a requeue that does not say why it was blocked any more",
          "hold.lua", '"released", "reason", false)', '"released")'),
     _one("turn_not_written", "I1", "the queue has the turn as its score, so the record seems not to need it",
-         "execution.lua", 'set[n + 1], set[n + 2] = record.short("turn"), x.turn', "", "local function create"),
+         "shared/submission.lua", 'set[n + 1], set[n + 2] = record.short("turn"), x.turn', ""),
     _one("rare_field_unmarked", "I1", "a field is added without the mark that makes loads look for it",
          "shared/record.lua", 'scratch[n + 1], scratch[n + 2] = "x", "1"', 'scratch[n + 1], scratch[n + 2] = "d", "1"'),
 )  # fmt: skip
@@ -45,7 +46,7 @@ INDEXES = (
     _one("unknown_keeps_what_left", "I3", "an unblock that knows the other one only",
          "shared/state.lua", 'redis.call("ZREM", keys.unknown(p), x.id)', ""),
     _one("purge_leaves_member", "I3", "an operator's purge removes the keys and not the place in the index",
-         "retention.lua", "queue.note(p, key, got[i], false)", ""),
+         "retention.lua", "queue.note(p, key, found[i].id, false)", ""),
     _one("retention_leaves_member", "I3", "the same in the purge by age",
          "retention.lua", "queue.note(p, keys.index(p, lane_no, outcome), id, false)", ""),
 )  # fmt: skip
@@ -79,13 +80,13 @@ TIMERS = (
          "shared/state.lua", 'if x.cancel_until then timers.clear(p, "cancel_grace", x.id) end', "",
          "function state.finish"),
     _one("cancel_grace_not_armed", "I5", "a request that nobody enforces",
-         "control.lua", 'timers.set(p, "cancel_grace", x.id, until_ms)', ""),
+         "shared/attempt.lua", 'timers.set(p, "cancel_grace", x.id, until_ms)', ""),
     _one("unknown_task_never_due", "I5", "blocked for want of a worker, for ever",
          "control.lua", 'timers.set(p, "unknown_task", x.id, p.now + LIMITS.UNKNOWN_TASK_MS)', ""),
     _one("unknown_timer_left", "I5", "known again or unblocked, and failed later all the same",
          "shared/state.lua", 'timers.clear(p, "unknown_task", x.id)', "", "local function leave"),
     _one("replay_without_deadline", "I5", "the fields of a replay are set and its timer is not",
-         "control.lua", 'if deadline then timers.set(p, "deadline", x.id, deadline) end', ""),
+         "shared/cascade.lua", 'if deadline then timers.set(p, "deadline", x.id, deadline) end', ""),
     _one("deadline_does_nothing", "I5", "the handler clears its timer and looks away",
          "control.lua", 'state.finish(p, x, "expired", "execution_deadline")', "", 'due.on("deadline"'),
     _one("deadline_kills_compensation", "I5", "an end with compensations to run leaves the deadline standing",
@@ -134,9 +135,9 @@ ENDS = (
          "control.lua", "if state.is_terminal(x.state) then", 'if x.state == "cancelled" then',
          "define {\n  name    = \"ff_cancel_execution\""),
     _one("long_result_outlives_replay", "I9", "a replay forgets the key beside the record",
-         "control.lua", 'if x.result_kept then redis.call("UNLINK", keys.result(p, x.id)) end', ""),
+         "control.lua", 'if x.result_kept and not keeps then redis.call("UNLINK", keys.result(p, x.id)) end', ""),
     _one("short_result_outlives_replay", "I9", "a replay forgets the result in the record",
-         "control.lua", '"result", false, ', ""),
+         "control.lua", '"result", keeps and x.result, ', ""),
     _one("long_result_not_kept", "I9", "the result is written, the record does not say so",
          "shared/attempt.lua", 'nil, "result_kept", "1")', 'nil, "result", "")'),
     _one("run_not_raised", "I9", "a replay that looks like the run before",
@@ -147,11 +148,11 @@ ENDS = (
          "shared/attempt.lua", '"attempt_deadline_at", false, "ended_by", operation or false',
          '"attempt_deadline_at", false'),
     _one("second_submit_overwrites", "I10", "an id is believed to be new",
-         "execution.lua", 'if redis.call("EXISTS", key) == 1 then', "if false then"),
+         "shared/submission.lua", 'if redis.call("EXISTS", key) == 1 then', "if false then"),
     _one("conflict_is_a_duplicate", "I10", "same id, other payload: the caller is told that it is stored",
-         "execution.lua", 'if known[2] and known[2] ~= digest then return "idempotency_conflict" end', ""),
+         "shared/submission.lua", 'if known[2] and known[2] ~= digest then return "idempotency_conflict" end', ""),
     _one("tombstone_not_read", "I10", "a purged key is free again",
-         "execution.lua", "if tonumber(until_ms) >= p.now then", "if false then"),
+         "shared/submission.lua", "if tonumber(until_ms) < p.now then", "if true then"),
     _one("claim_memory_not_read", "I10", "a lost reply leases jobs to nobody",
          "shared/claim.lua", "local jobs = remembered(ps[i], slot, n)", "local jobs = nil"),
     _one("claim_memory_of_others_leases", "I10", "active again, under somebody else: handed to whoever had it before",
@@ -170,11 +171,11 @@ FEED_AND_KEYS = (
     _one("events_at_server_time", "I17", "the feed is stamped with a clock that runs back",
          "shared/events.lua", 'record.text(p, p.now) .. "-*"', 'record.text(p, p.server_ms) .. "-*"'),
     _one("payload_left_after_purge", "I18", "one key of six forgotten",
-         "retention.lua", "keys.payload(p, x.id), ", "", "local function forget("),
+         "shared/purge.lua", "keys.payload(p, x.id), ", ""),
     _one("attempts_left_after_purge", "I18", "another one",
-         "retention.lua", "keys.attempts(p, x.id), ", "", "local function forget("),
+         "shared/purge.lua", "keys.attempts(p, x.id), ", ""),
     _one("tombstone_nobody_looks_at", "I18", "a tombstone without its reap entry stays for good",
-         "retention.lua", 'timers.reap_first(p, "tomb", string.sub(x.id, -3), until_ms)', ""),
+         "shared/purge.lua", 'timers.reap_first(p, "tomb", string.sub(id, -3), until_ms)', ""),
     _one("claim_memory_nobody_looks_at", "I18", "a claim slot without its reap entry stays for good",
          "shared/claim.lua", 'if fresh == 1 then timers.reap(p, "claim", out.slot',
          'if fresh == 2 then timers.reap(p, "claim", out.slot'),
@@ -182,10 +183,10 @@ FEED_AND_KEYS = (
          "shared/state.lua",
          'redis.call("ZADD", keys.reap(p), "NX", p.now + LIMITS.RETENTION_MIN_AGE_MS, "lane:" .. x.lane)', ""),
     _one("payload_with_a_ttl", "I18", "let the server clean up",
-         "execution.lua", 'redis.call("SET", keys.payload(p, id), payload)',
+         "shared/submission.lua", 'redis.call("SET", keys.payload(p, id), payload)',
          'redis.call("SET", keys.payload(p, id), payload, "PX", 86400000)'),
     _one("bytes_kept_not_lowered", "I18", "a byte limit that counts what is long gone",
-         "retention.lua", 'lanes.note(p, "y" .. lane.no, lane.bytes)', "", "local function forget("),
+         "shared/purge.lua", 'lanes.note(p, "y" .. lane.no, lane.bytes)', ""),
     _one("payload_key_without_tag", "I18", "one key name made by hand, and the tag forgotten",
          "shared/keys.lua", 'p.key .. ":p:" .. id', '"ff:p:" .. id'),
     _one("payload_in_another_partition", "I19", "a key name made from a partition that was at hand",
@@ -232,7 +233,8 @@ PROMISES = (
     _one("paused_lane_starts_work", "lanes", "a lane's state is asked when it is set, not when it is claimed from",
          "shared/claim.lua", 'if lane and (lane.state == "active" or lane.state == "draining") then', "if lane then"),
     _one("draining_lane_takes_work", "lanes", "the same for submits",
-         "execution.lua", 'if lane and (lane.state == "draining" or lane.state == "disabled") then', "if false then"),
+         "shared/submission.lua", 'if lane and (lane.state == "draining" or lane.state == "disabled") then',
+         "if false then"),
     _one("fair_turn_not_advanced", "order", "a key that floods a lane keeps its place at the front",
          "shared/queue.lua", "at[x.fair] = turn + UNIT", "at[x.fair] = turn"),
     _one("hand_back_loses_the_turn", "order", "what comes back stands behind everybody",
@@ -245,4 +247,4 @@ PROMISES = (
          "shared/queue.lua", "wake.ring(p, x.lane, cap)", "", "function queue.enter"),
 )  # fmt: skip
 
-NAMED = RECORD + INDEXES + LEASES + TIMERS + ATTEMPTS + ENDS + FEED_AND_KEYS + CLOCK + PROMISES + DURABLE
+NAMED = RECORD + INDEXES + LEASES + TIMERS + ATTEMPTS + ENDS + FEED_AND_KEYS + CLOCK + PROMISES + DURABLE + FLOWS

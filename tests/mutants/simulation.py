@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ffbackend_valkey.library import Library
 from tests.mutants.killers import Kill, Server
 from tests.mutants.mutant import Mutant
 from tests.simulation import run
+from tests.simulation.run import about_flows
 
-SEEDS = range(10)
+SEEDS = (*range(10), 11, 17)
 STEPS = 800
+OF_FLOWS = {"cascade", "dependency", "flow", "flows", "graph", "purge", "retention", "spawn", "submission"}
+"""Files whose mutants meet the seeds about flows first."""
 
 
 def simulation(server: Server, lib: Library, mutant: Mutant | None) -> Kill | None:
     """Seeded runs with faults at every call; a run ends by draining what is left."""
     calls = 0
     server.loaded = ""  # whoever was here before has left another library
-    for seed in SEEDS:
+    flows_first = mutant is not None and Path(mutant.patches[0].file).stem in OF_FLOWS
+    for seed in sorted(SEEDS, key=lambda seed: not about_flows(seed)) if flows_first else SEEDS:
         try:
             report = run(seed, STEPS, library=lib, on=server)
         except (TimeoutError, ConnectionError) as hung:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ffengine import check
 from tests.lua.invariants import field_names
-from tests.simulation import audit_durable
+from tests.simulation import audit_durable, audit_flows
 from tests.simulation.records import QUEUED, Execution, Partition
 from tests.simulation.violation import Violation
 
@@ -24,7 +24,8 @@ def _names() -> tuple[str, ...]:
 _COMPARED = (
     "state", "reason", "lane", "task", "priority", "cap", "fair", "retries", "crashes", "unseen", "hand_backs",
     "replays", "run", "lease_epoch", "lease_id", "created_at", "cancel_until", "grant", "attempt_deadline_at", "waiter",
-    "version", "journal", "suspension", "suspend_until", "waitpoints", "paused", "unpinned",
+    "version", "journal", "suspension", "suspend_until", "waitpoints", "paused", "unpinned", "flow", "node", "deps",
+    "outs", "inputs", "children", "due", "unhandled",
 )  # fmt: skip
 
 
@@ -36,7 +37,16 @@ def _values(x: Execution) -> tuple[object, ...]:
         x.epoch or None, x.lease_id or None, x.created_at, x.cancel_until, x.grant, x.attempt_deadline,
         f"{x.waiter[0]} {x.waiter[1]}" if x.waiter else None, None if x.version == 1 else x.version,
         None if x.d.began is None else f"{x.d.began[0]} {x.d.began[1]}", 1 if x.d.suspension else None, x.suspend_until,
-        1 if x.d.waitpoints else None, x.paused, 1 if x.unpinned else None,
+        1 if x.d.waitpoints else None, x.paused, 1 if x.unpinned else None, *_as_member(x),
+    )  # fmt: skip
+
+
+def _as_member(x: Execution) -> tuple[object, ...]:
+    e = x.edges
+    upstreams = e.grouped or len(e.incoming) > len(e.children())
+    return (
+        x.flow.uuid if x.flow else None, x.node or None, 1 if upstreams else None, 1 if e.outgoing else None, x.inputs,
+        1 if e.children() else None, x.due, 1 if x.unhandled else None,
     )  # fmt: skip
 
 
@@ -102,6 +112,7 @@ def records(world: World, executions: list[Execution]) -> None:
         if wrong:
             raise Violation(f"record {wrong[0].split()[0]}", f"{x.id} ({x.state}): {'; '.join(wrong)}")
     audit_durable.executions(world, executions)
+    audit_flows.edges(world, executions)
 
 
 def everything(world: World, *, whole: bool) -> None:
@@ -128,12 +139,15 @@ def everything(world: World, *, whole: bool) -> None:
                 raise Violation(what, f"{p.key}: {_difference(wanted, got)}")
         _check_header(p, _text(header))
         audit_durable.kids(world, p)
+        audit_flows.flows(world, p)
         said: list[str] = []
         for entry, fields in feed:
             world.cursors[p.key] = entry.decode()
             said += [_transition(fields[i], fields[i + 1]) for i in range(0, len(fields), 2)]
         if said != p.feed:
-            raise Violation("feed", f"{p.key} says {said}, the model {p.feed}")
+            same = next((i for i, pair in enumerate(zip(said, p.feed, strict=False)) if len(set(pair)) > 1), None)
+            at = min(len(said), len(p.feed)) if same is None else same
+            raise Violation("feed", f"{p.key} says {said[at:]}, the model {p.feed[at:]}")
         p.feed.clear()
 
 
@@ -162,7 +176,10 @@ def checked(world: World, partitions: list[Any]) -> None:
 
 
 def _transition(name: bytes, text: bytes) -> str:
-    return " ".join(text.decode().split(" ")[:3]) if name == b"e" else "o"
+    words = text.decode().split(" ")[:3]
+    if name == b"f":
+        return f"f {words[0]} {words[2]}"
+    return " ".join(words) if name == b"e" else "o"
 
 
 def _difference(wanted: dict[str, int], got: dict[str, int]) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from ffcore.policy import ExecutionPolicy
 from tests.simulation.durable import Signal, Waitpoint
+from tests.simulation.flows import Edge, Flow
 from tests.simulation.model import Base
-from tests.simulation.records import Execution, Partition
+from tests.simulation.records import Execution, Lane, Partition
 
 
 class Rules(Base):
@@ -19,6 +22,50 @@ class Rules(Base):
     def check(self, p: Partition, x: Execution | None, fence: str, operation: str | None = None) -> str | None:
         raise NotImplementedError
 
+    def request_cancel(self, p: Partition, x: Execution, source: str, grace_ms: int | None = None) -> None:
+        raise NotImplementedError
+
+    def resolve(self, p: Partition, x: Execution | None, a: Any, operation: str) -> str | None:
+        raise NotImplementedError
+
+    # rules_operator.py
+    def unend(self, p: Partition, x: Execution) -> None:
+        raise NotImplementedError
+
+    def forget(self, p: Partition, x: Execution) -> None:
+        raise NotImplementedError
+
+    def bury(self, p: Partition, uuid: str, digest: bytes, until: int) -> None:
+        raise NotImplementedError
+
+    def reap_later(self, p: Partition, name: str, due: int) -> None:
+        raise NotImplementedError
+
+    # rules_flows.py
+    def mind(self, x: Execution, outcome: str) -> None:
+        raise NotImplementedError
+
+    def resolve_edge(self, p: Partition, down: Execution, edge: Edge, outcome: str) -> None:
+        raise NotImplementedError
+
+    def act(self, p: Partition, x: Execution) -> None:
+        raise NotImplementedError
+
+    def promote(self, p: Partition, x: Execution) -> None:
+        raise NotImplementedError
+
+    def hold(self, p: Partition, x: Execution) -> None:
+        raise NotImplementedError
+
+    def flow_stops(self, p: Partition, x: Execution) -> bool:
+        raise NotImplementedError
+
+    def mutated(self, p: Partition, f: Flow) -> None:
+        raise NotImplementedError
+
+    def look(self, p: Partition, f: Flow) -> None:
+        raise NotImplementedError
+
     # rules_queue.py
     def complete_item(self, p: Partition, row: Any) -> tuple[str, str]:
         raise NotImplementedError
@@ -26,7 +73,45 @@ class Rules(Base):
     def held_by(self, p: Partition, x: Execution) -> bool:
         raise NotImplementedError
 
+    def create_member(
+        self, p: Partition, a: Any, row: Any, payload: bytes, policy: ExecutionPolicy, tags: Any,
+        member: Callable[[Execution], None] | None = None, blocked: bool = False,
+    ) -> str:  # fmt: skip
+        raise NotImplementedError
+
+    def is_closed(self, p: Partition, lane_id: str) -> bool:
+        raise NotImplementedError
+
+    # rules_edges.py
+    def closed(self, f: Flow | None) -> str | None:
+        raise NotImplementedError
+
+    def provides(self, down: Execution, edge: Edge, outcome: str) -> bool:
+        raise NotImplementedError
+
+    def waits(self, x: Execution) -> bool:
+        raise NotImplementedError
+
+    def inputs_of(self, p: Partition, x: Execution) -> dict[str, Any] | None:
+        raise NotImplementedError
+
+    # rules_members.py
+    def new_flow(self, p: Partition, id: str, state: str) -> Flow:
+        raise NotImplementedError
+
+    def join(self, p: Partition, f: Flow, x: Execution) -> None:
+        raise NotImplementedError
+
+    def oldest(self, p: Partition, lane: Lane) -> list[Execution]:
+        raise NotImplementedError
+
+    def flow_may_go(self, p: Partition, f: Flow) -> bool:
+        raise NotImplementedError
+
     # rules_steps.py
+    def journal_has_no_room(self, p: Partition, x: Execution, key: str, kind: str, name: str, value: bytes) -> bool:
+        raise NotImplementedError
+
     def put_entry(
         self, p: Partition, x: Execution, key: str, kind: str, name: str, status: str, value: bytes, version: int
     ) -> Any:  # fmt: skip

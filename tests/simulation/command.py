@@ -30,7 +30,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
         prog="make sim", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )  # fmt: skip
     parser.add_argument("--seed", type=int, help="play this one and print the hash of its keyspace")
-    parser.add_argument("--runs", type=int, default=240, help="seeds to play, from 0 (240)")
+    parser.add_argument("--runs", type=int, default=288, help="seeds to play, from 0 (288)")
     parser.add_argument("--steps", type=int, default=1_000, help="scheduler steps of each (1000)")
     parser.add_argument("--on", default="valkey", help="valkey, durable, memory, or the path of a server program")
     parser.add_argument("--check-every", type=int, default=20, help="compare everything after so many calls")
@@ -115,7 +115,7 @@ def _many(options: argparse.Namespace) -> int:
     left = coverage.missing(virtual_library(), total.seen, total.moves)
     if left:
         print(f"never reached ({len(left)}): " + ", ".join(left))
-    return 1 if total.violation or (left and options.runs >= 240 and options.steps >= 1_000) else 0
+    return 1 if total.violation or (left and options.runs >= 288 and options.steps >= 1_000) else 0
 
 
 def _report(total: Report, options: argparse.Namespace, wall: float) -> None:

@@ -15,7 +15,7 @@ Pair = tuple[str, str]
 MALFORMED = frozenset({
     "invalid_input", "invalid_tag_key", "invalid_policy_json", "invalid_capabilities", "unsupported_policy",
     "payload_too_large", "too_many_names", "partial_fence_triple", "invalid_grace_ms", "invalid_offset",
-    "cursor_expired", "store_full", "not_initialised", "invalid_frame_type", "invalid_waitpoint_key",
+    "cursor_expired", "store_full", "not_initialised", "invalid_frame_type", "invalid_waitpoint_key", "flow_too_large",
 })  # fmt: skip
 """Refusals of input that no part of this program sends, or of a store at one of its limits."""
 FUNCTIONS_NOT_ASKED_FOR: dict[str, str] = {
@@ -31,10 +31,15 @@ OUTCOMES_NOT_ASKED_FOR: dict[Pair, str] = {
     ("ff_pause_execution", "execution_not_eligible"): "only sagas have something to undo",
     ("ff_suspend", "signal_limit_exceeded"): "megabytes of signals kept for one wait",
     ("ff_wait", "signal_limit_exceeded"): "megabytes of signals kept for one wait",
+    ("ff_stage_dependency_edge", "self_referencing_edge"): "the contract refuses it before it is sent",
+    ("ff_apply_dependency_to_child", "execution_not_in_flow"): "both ends of a staged edge are members for good",
+    ("ff_resolve_dependency", "satisfied"): "graphs are small: edges are resolved in the call that ends their upstream",
+    ("ff_resolve_dependency", "impossible"): "the same",
+    ("ff_promote_blocked_to_eligible", "promoted"): "what waits for nothing more was made ready when that became so",
 }
-STATES_OF_LATER_RELEASES = frozenset({"skipped"})
-"""Only flows skip."""
-MOVES_NOT_ASKED_FOR: dict[Pair, str] = {}
+MOVES_NOT_ASKED_FOR: dict[Pair, str] = {
+    ("skipped", "ready"): "what was skipped is reopened by the replay upstream, before anybody could replay it",
+}
 
 
 def outcomes(library: Library) -> set[Pair]:
@@ -52,7 +57,8 @@ MOVES: frozenset[Pair] = frozenset(
      ("granted", "active"), ("granted", "ready"), ("granted", "reclaimable"), ("granted", "failed"),
      ("delayed", "ready"), ("blocked", "ready"), ("blocked", "reclaimable"), ("blocked", "failed"),
      ("active", "suspended"), ("delayed", "blocked"), ("granted", "blocked"), ("blocked", "delayed"),
-     ("blocked", "blocked")]
+     ("blocked", "blocked"), ("-", "blocked"), ("blocked", "skipped"), ("skipped", "blocked"),
+     ("cancelled", "blocked"), ("expired", "blocked")]
     + [("suspended", to) for to in ("ready", "delayed", "blocked", "cancelled", "expired", "failed")]
     + [(state, to) for state in QUEUED for to in ("granted", "active", "blocked")]
     + [(state, to) for state in (*QUEUED, "granted", "delayed", "blocked", "active") for to in ("cancelled", "expired")]

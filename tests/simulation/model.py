@@ -18,6 +18,7 @@ import msgspec
 
 from ffcore import limits
 from ffcore.policy import ExecutionPolicy
+from tests.simulation.flows import Flow
 from tests.simulation.records import NO_POLICY, QUEUED, Execution, Lane, Partition
 
 UNIT = 16
@@ -70,6 +71,8 @@ class Base:
         return p
 
     def close(self, p: Partition) -> None:
+        self.settle(p)
+        self.look_at_flows(p)
         if p.fed or p.grace_new:
             p.hwm = p.now
         if p.grace_new:
@@ -86,6 +89,8 @@ class Base:
         p.fed, p.grace_new, p.soonest = False, False, None
         p.bells, p.notices, p.messages = {}, {}, []
         p.unflushed.clear()
+        p.removed.clear()
+        p.stale.clear()
         p.reap_noted.clear()
 
     def find(self, p: Partition, id: str) -> Execution | None:
@@ -159,7 +164,8 @@ class Base:
     def timer(self, p: Partition, kind: str, x: Execution | str, due: int | None) -> None:
         name = f"{kind}:{x if isinstance(x, str) else x.uuid}"
         if due is None:
-            p.timers.pop(name, None)
+            if name in p.timers:
+                p.stale[name] = p.timers.pop(name)
         else:
             p.timers[name] = due
             self.soon(p, due)
@@ -216,9 +222,20 @@ class Base:
             self.timer(p, "delay", x, x.at)
         if x.streams is not None:
             self.read_of(p, x)
+        if x.flow is not None:
+            self.member_moved(p, x, was, to)
         self.note(p, f"{x.uuid} {was} {to}")
 
     def read_of(self, p: Partition, x: Execution) -> None:
+        raise NotImplementedError
+
+    def member_moved(self, p: Partition, x: Execution, was: str, to: str) -> None:
+        raise NotImplementedError
+
+    def settle(self, p: Partition) -> None:
+        raise NotImplementedError
+
+    def look_at_flows(self, p: Partition) -> None:
         raise NotImplementedError
 
     def end_suspension(self, p: Partition, x: Execution) -> None:
@@ -243,16 +260,19 @@ class Base:
             self.timer(p, "deadline", x, None)
         if x.cancel_until is not None:
             self.timer(p, "cancel_grace", x, None)
-        self._tell_waiters(p, x, outcome)
+        self.tell_waiters(p, x, outcome)
         x.cancel_until = x.reason = x.waiter = x.attempt_deadline = x.grant = None
         x.at = p.now
+        if outcome != "completed":
+            x.result = None
         self.move(p, x, outcome)
         if x.lane.bytes is not None:
             x.size = len(x.payload) + len(x.result or b"")
             x.lane.bytes += x.size
         p.reap.setdefault(f"lane:{x.lane.no}", p.now + limits.RETENTION_MIN_AGE_MS)
 
-    def _tell_waiters(self, p: Partition, x: Execution, outcome: str) -> None:
+    @staticmethod
+    def tell_waiters(p: Partition, x: Execution | Flow, outcome: str) -> None:
         if x.waiter is None:
             return
         first, until = x.waiter
@@ -341,12 +361,14 @@ class Base:
     def run_due(self, p: Partition, limit: int) -> int:
         """Leases that ran out, then timers, each up to `limit`, oldest first; what one of them sets is not run."""
         lost: list[str] = []
-        ready = self._due(p.timers, p.now, limit)
+        ready = self._due({**p.stale, **p.timers}, p.now, limit)
         if p.grace < p.now:
             lost = self._due(p.leases, p.now, limit)
             for uuid in lost:
                 self.expire_lease(p, p.records[uuid])
         for name in ready:
+            if name not in p.timers:
+                continue
             kind, _, uuid = name.partition(":")
             self.timer(p, kind, uuid, None)
             handler: Callable[[Partition, str], None] = getattr(self, f"due_{kind}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ffcore import limits
 from ffcore.policy import ExecutionPolicy
 from tests.simulation.durable import Durable
+from tests.simulation.flows import Edges, Flow
 
 NO_POLICY = ExecutionPolicy()
 NO_RETENTION = (limits.RETENTION_AGE_MS, 0, 0)
@@ -17,12 +20,12 @@ class Execution:
     """A record. `at` is the state's own instant: end of the lease, of the delay, of the grant, or when it ended."""
 
     __slots__ = (
-        "at", "attempt", "attempt_deadline", "attempt_id", "cancel_until", "cap", "category", "closed", "closed_n",
-        "crashes", "created_at", "d", "deadline_at", "deadline_ms", "digest", "eligible_at", "ended_by", "epoch",
-        "fair", "grant", "hand_backs", "heard", "id", "lane", "lease_id", "left_ms", "log", "namespace", "next",
-        "paused", "payload", "policy", "priority", "reason", "replays", "result", "retries", "run", "size", "state",
-        "streams", "suspend_until", "tags", "task", "turn", "unpinned", "unseen", "uuid", "version", "waiter",
-        "waiters", "worker",
+        "at", "attempt", "attempt_deadline", "attempt_id", "cancel_until", "cancelled_by", "cap", "category", "closed",
+        "closed_n", "crashes", "created_at", "d", "deadline_at", "deadline_ms", "digest", "due", "edges",
+        "eligible_at", "ended_by", "epoch", "fair", "flow", "grant", "hand_backs", "heard", "id", "inputs", "label",
+        "lane", "lease_id", "left_ms", "log", "namespace", "next", "node", "paused", "payload", "policy", "priority",
+        "reason", "replays", "result", "retries", "run", "size", "state", "streams", "suspend_until", "tags", "task",
+        "turn", "unhandled", "unpinned", "unseen", "uuid", "version", "waiter", "waiters", "worker",
     )  # fmt: skip
 
     def __init__(self, id: str, lane: Lane, task: str, now: int) -> None:
@@ -71,6 +74,19 @@ class Execution:
         self.streams: int | None = None
         """The last attempt that has emitted frames."""
         self.size: int | None = None
+        self.flow: Flow | None = None
+        self.node = 0
+        """Its number in the flow."""
+        self.edges = Edges()
+        self.due: int | None = None
+        """Not before, once it waits for nothing."""
+        self.inputs: str | None = None
+        """Its payload is what its upstreams returned: ``1`` the only one's, ``*`` a list."""
+        self.label = ""
+        self.cancelled_by = ""
+        """On whose behalf its cancel was asked for first."""
+        self.unhandled: str | None = None
+        """It failed (f) or was cancelled (c), and nothing in its flow provides for that."""
 
     @property
     def fence(self) -> str:
@@ -113,6 +129,8 @@ class Lane:
         self.revision = 0
         self.bytes: int | None = None
         self.retention = NO_RETENTION
+        self.passed: dict[str, tuple[int, str]] = {}
+        """By outcome: up to here there are only members of flows."""
         self.ready: dict[str, Execution] = {}
         self.turns: dict[int, dict[str, int]] = {}
         """By band: the virtual time under ``-`` and each fairness key's finish."""
@@ -151,12 +169,21 @@ class Partition:
         self.kids: dict[str, tuple[str, int]] = {}
         """Kid -> fingerprint of its secret, until when it verifies (of the one that signs: 0)."""
         self.bad_tokens_at = 0
+        self.flows: dict[str, Flow] = {}
         self.feed: list[str] = []
         """``uuid from to`` of each transition since the last look, and ``o`` for an operator's note."""
         # One call's own:
         self.grace = 0
         self.grace_new = False
         self.fed = False
+        self.settling: list[tuple[str, Any, str]] = []
+        """What the ends of members lead to, and how these ended."""
+        self.changed: dict[str, Flow] = {}
+        """Flows this call has changed, in order."""
+        self.stale: dict[str, int] = {}
+        """Timers this call has cleared: they stand in the store until it closes, where what is due is looked for."""
+        self.removed: list[Execution] = []
+        """Members that went with their flow: their places in the indexes stand until the call closes."""
         self.bells: dict[tuple[int, str], int] = {}
         self.notices: dict[str, list[str]] = {}
         self.messages: list[tuple[str, str]] = []

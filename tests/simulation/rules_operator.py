@@ -8,7 +8,7 @@ from typing import Any
 from ffcore import limits
 from tests.simulation.between import Rules
 from tests.simulation.model import Expected, No, Say
-from tests.simulation.records import NO_RETENTION, QUEUED, TERMINAL, Execution, Lane, Partition
+from tests.simulation.records import NO_RETENTION, QUEUED, TERMINAL, Execution, Partition
 
 
 class OperatorRules(Rules):
@@ -96,8 +96,14 @@ class OperatorRules(Rules):
             return No("execution_not_terminal")
         if x.replays >= x.policy.max_replay_count:
             return No("max_replays_exhausted")
-        if x.lane.bytes is not None and x.size is not None:
-            x.lane.bytes = max(0, x.lane.bytes - x.size)
+        if x.flow is not None and (x.flow.policy is not None or x.flow.state == "purging"):
+            return No("flow_already_terminal")
+        never_ran = x.state == "skipped" or not x.lease_id
+        if never_ran and x.edges.decided == "impossible":
+            return No("deps_not_satisfied")
+        waits = bool(x.edges.applied()) and not x.edges.decided
+        if x.flow is not None and x.flow.state == "staging":
+            waits = True  # nothing of it runs before it is published
         if x.attempt not in (None, -1, x.closed):
             self.logged(x, {"completed": "ended_success", "cancelled": "ended_cancelled"}.get(x.state, "ended_failure"))
         if a.mode == "fresh":
@@ -105,17 +111,33 @@ class OperatorRules(Rules):
         elif x.attempt is not None:
             self.reopen(p, x)
             self.reopen_waitpoints(p, x)
-        x.category = ""
-        x.deadline_at = None
+        x.category = x.cancelled_by = ""
+        self.unend(p, x)
+        if not (x.edges.outgoing and x.state == "completed"):
+            x.result = None  # what others work with stays until there is something else
+        x.next, x.ended_by, x.left_ms, x.eligible_at = "replay", None, None, p.now
+        x.replays, x.run = x.replays + 1, x.run + 1
+        x.retries = x.crashes = x.unseen = x.hand_backs = 0
+        x.turn, was = self.take_turn(p, x), x.state
+        if waits:
+            x.reason = "waiting_for_children"
+        self.move(p, x, "blocked" if waits else "ready")
+        if x.edges.children():
+            x.edges.awaits = None
+            if a.mode == "fresh":
+                p.settling.append(("children", x, ""))
+        if x.edges.outgoing:
+            p.settling.append(("reopen", x, was))
+        return Say("replayed", {"public_state": "waiting_children" if waits else "waiting"})
+
+    def unend(self, p: Partition, x: Execution) -> None:
+        """What it kept is counted anew at its next end, and its deadline is as long as it was."""
+        if x.lane.bytes is not None and x.size is not None:
+            x.lane.bytes = max(0, x.lane.bytes - x.size)
+        x.size = x.deadline_at = None
         if x.deadline_ms is not None:
             x.deadline_at = p.now + x.deadline_ms
             self.timer(p, "deadline", x, x.deadline_at)
-        x.next, x.size, x.result, x.ended_by, x.left_ms, x.eligible_at = "replay", None, None, None, None, p.now
-        x.replays, x.run = x.replays + 1, x.run + 1
-        x.retries = x.crashes = x.unseen = x.hand_backs = 0
-        x.turn = self.take_turn(p, x)
-        self.move(p, x, "ready")
-        return Say("replayed", {"public_state": "waiting"})
 
     def call_set_execution_tags(self, p: Partition, a: Any) -> Expected:
         x = self.find(p, a.execution_id)
@@ -126,72 +148,106 @@ class OperatorRules(Rules):
 
     # ---- retention
 
-    def forget(self, p: Partition, x: Execution) -> None:
+    def forget(self, p: Partition, x: Execution, *, buried: bool = True) -> None:
         if x.lane.bytes is not None and x.size is not None:
             x.lane.bytes = max(0, x.lane.bytes - x.size)
         del p.records[x.uuid]
-        if x.uuid[14] == "8":
-            window = x.policy.dedup_window_ms
-            until = x.at + (limits.DEDUP_WINDOW_MS if window is None else window)
-            if until > p.now:
-                bucket = x.uuid[-3:]
-                p.tombs.setdefault(bucket, {})[x.uuid] = (until, x.digest)
-                name = f"tomb:{bucket}"
-                if name not in p.reap or (name in p.reap_noted and p.reap[name] > until):
-                    p.reap[name] = until
+        window = x.policy.dedup_window_ms
+        if not buried:
+            return
+        self.bury(p, x.uuid, x.digest, x.at + (limits.DEDUP_WINDOW_MS if window is None else window))
 
-    def _ended(self, p: Partition, lane: Lane) -> list[Execution]:
-        ended = [x for x in p.records.values() if x.lane is lane and x.terminal]
-        return sorted(ended, key=lambda x: (x.at, x.uuid))
+    @staticmethod
+    def bury(p: Partition, uuid: str, digest: bytes, until: int) -> None:
+        if uuid[14] == "8" and until > p.now:
+            bucket = uuid[-3:]
+            p.tombs.setdefault(bucket, {})[uuid] = (until, digest)
+            name = f"tomb:{bucket}"
+            if name not in p.reap or (name in p.reap_noted and p.reap[name] > until):
+                p.reap[name] = until
 
     def call_purge(self, p: Partition, a: Any) -> Expected:
         lane = p.lanes.get(a.lane_id)
         if lane is None:
             return Say("purged", {"execution_ids": [], "remaining": 0})
         before = min(a.before_ms, p.now)
-        match = [x for x in self._ended(p, lane) if x.state == a.outcome and x.at <= before]
-        gone = match[: a.limit]
+        match = [x for x in self.oldest(p, lane) if x.state == a.outcome and x.at <= before]
+        free = [x for x in match if x.flow is None]
+        gone = free[: a.limit]
+        looked = match[: match.index(gone[-1]) + 1] if len(gone) == a.limit else match
+        left = len(match) - len([x for x in looked if x.flow is not None])
         if not a.dry_run:
+            members = match[: match.index(gone[0])] if gone else match
+            members = [x for x in members if x.at < p.now]  # others may end in this millisecond
+            if members:
+                lane.passed[a.outcome] = (members[-1].at, members[-1].uuid)
             for x in gone:
                 self.forget(p, x)
-        left = len(match) if a.dry_run else len(match) - len(gone)
+            left -= len(gone)
         return Say("purged", {"execution_ids": [x.id for x in gone], "remaining": left})
 
     def reap_lane(self, p: Partition, number: str, limit: int) -> int:
         lane = next(lane for lane in p.lanes.values() if lane.no == int(number))
         limit = min(limit, limits.TICK_N)
         age, count, most = lane.retention
-        ended = self._ended(p, lane)
-        spare = len(ended) - count if count > 0 else 0
+        ended = self.oldest(p, lane)
+        rest = sum(x.lane is lane and x.terminal for x in (*p.records.values(), *p.removed))
+        spare = rest - count if count > 0 else 0
         over = lane.bytes - most if lane.bytes is not None and most > 0 else 0
-        gone, again = 0, None
+        looked = gone = 0
+        again, stepped = None, False
+        passed = dict(lane.passed)
         for x in ended[:limit]:
-            old_enough = x.at <= p.now - limits.RETENTION_MIN_AGE_MS
-            if not old_enough or not (0 < age <= p.now - x.at or spare > 0 or over > 0):
+            old_enough, by_age = x.at <= p.now - limits.RETENTION_MIN_AGE_MS, 0 < age <= p.now - x.at
+            if not old_enough or not (by_age or spare > 0 or over > 0):
                 again = p.now + limits.RETENTION_MIN_AGE_MS
                 if not old_enough:
                     again = x.at + limits.RETENTION_MIN_AGE_MS
                 elif age > 0:
                     again = x.at + age
                 break
-            over -= x.size or 0
-            self.forget(p, x)
+            f = None if x in p.removed else x.flow
+            if f is not None and not by_age:
+                # Too much is kept here, and these are the oldest: their flow goes, if it may.
+                if f.state == "ended" and self.flow_may_go(p, f):
+                    f.state = "purging"
+                    self.mutated(p, f)
+                    self.reap_later(p, f"flow:{f.uuid}", p.now)
+                if f.state == "purging":
+                    again = p.now + 1000
+                    break
+            looked += 1
+            if f is not None:
+                passed[x.state], stepped = (x.at, x.uuid), True
+                continue
+            if x not in p.removed:
+                over -= x.size or 0
+                self.forget(p, x)
             gone, spare = gone + 1, spare - 1
-        if gone == limit or (len(ended) > limit and again is None):
-            again = p.now
+        if again is None and (looked == limit or looked < len(ended)):
+            again = p.now + (0 if gone else 1000)
+            lane.passed = passed
+        elif stepped or passed:
+            # Where count or bytes are limited, flows that live now may have ended at the next look.
+            lane.passed = {} if count > 0 or most > 0 else passed
+            again = again or (p.now + limits.RETENTION_MIN_AGE_MS if rest - gone > 0 else None)
         if again is not None:
-            self._reap(p, f"lane:{number}", max(p.now, min(again, p.now + limits.RETENTION_MIN_AGE_MS)))
-        return gone
+            self.reap_later(p, f"lane:{number}", max(p.now, min(again, p.now + limits.RETENTION_MIN_AGE_MS)))
+        return looked
 
     def reap_idle(self, p: Partition, number: str, limit: int) -> int:
-        """A lane that says nothing any more is forgotten; its number is not given again."""
+        """A lane that says nothing any more is forgotten; its number is not given again. The engine writes first what
+        this call has collected."""
+        self.settle(p)
+        self.look_at_flows(p)
+        p.removed.clear()
         lane = next((lane for lane in p.lanes.values() if lane.no == int(number)), None)
         if lane is None:
             return 1
         parked = any(until >= p.now for until in p.park.get((lane.no, "-"), {}).values())
         said = lane.aged is not None or lane.state != "active" or lane.retention != NO_RETENTION or parked
         if said or any(x.lane is lane for x in p.records.values()):
-            self._reap(p, f"idle:{number}", p.now + limits.LANE_IDLE_MS)
+            self.reap_later(p, f"idle:{number}", p.now + limits.LANE_IDLE_MS)
             return 1
         del p.lanes[lane.name]
         p.reap.pop(f"lane:{number}", None)
@@ -199,7 +255,7 @@ class OperatorRules(Rules):
             del p.park[key]
         return 1
 
-    def _reap(self, p: Partition, name: str, due: int) -> None:
+    def reap_later(self, p: Partition, name: str, due: int) -> None:
         p.reap[name] = due
         p.reap_noted.add(name)
 
@@ -209,23 +265,23 @@ class OperatorRules(Rules):
         kept = {uuid: tomb for uuid, tomb in tombs.items() if tomb[0] >= p.now}
         p.tombs[bucket] = kept
         if kept:
-            self._reap(p, f"tomb:{bucket}", max(min(until for until, _ in kept.values()), p.now + 60_000))
+            self.reap_later(p, f"tomb:{bucket}", max(min(until for until, _ in kept.values()), p.now + 60_000))
         return n
 
     def reap_claim(self, p: Partition, slot: str, limit: int) -> int:
         at = p.claims[slot][1]
         if at > p.now - 2 * limits.LEASE_TTL_MS:
-            self._reap(p, f"claim:{slot}", at + 2 * limits.LEASE_TTL_MS + 1)
+            self.reap_later(p, f"claim:{slot}", at + 2 * limits.LEASE_TTL_MS + 1)
         else:
             del p.claims[slot]
         return 1
 
     def reap_waiters(self, p: Partition, uuid: str, limit: int) -> int:
-        x = p.records.get(uuid)
-        if x:
-            x.waiters = {name: until for name, until in x.waiters.items() if until >= p.now}
-            if x.waiters:
-                self._reap(p, f"waiters:{uuid}", max(x.waiters.values()) + 1000)
+        for one in (p.records.get(uuid), p.flows.get(uuid)):
+            if one is not None:
+                one.waiters = {name: until for name, until in one.waiters.items() if until >= p.now}
+                if one.waiters:
+                    self.reap_later(p, f"waiters:{uuid}", max(one.waiters.values()) + 1000)
         return 1
 
     def reap_workers(self, p: Partition, name: str, limit: int) -> int:
@@ -233,7 +289,7 @@ class OperatorRules(Rules):
         for worker in dead:
             del p.workers[worker]
         if p.workers:
-            self._reap(p, "workers:all", p.now + limits.WAITER_MS)
+            self.reap_later(p, "workers:all", p.now + limits.WAITER_MS)
         return len(dead)
 
     # ---- tick
@@ -249,6 +305,8 @@ class OperatorRules(Rules):
         self._steady(p)
         p.ticker, p.ticker_until, p.fed = a.ticker, 0, True
         answer["done"] = self.run_due(p, limit)
+        self.settle(p)
+        self.look_at_flows(p)
         answer["reaped"] = self._run_reap(p, limit)
         p.ticker_until = p.now + limits.TICKER_MS
         dues = [*p.timers.values(), *p.reap.values()]
@@ -297,7 +355,7 @@ class OperatorRules(Rules):
                     x.waiter = (a.client, until)
             else:
                 x.waiters[a.client] = until
-                self._reap(p, f"waiters:{x.uuid}", until + 1000)
+                self.reap_later(p, f"waiters:{x.uuid}", until + 1000)
         return Say("awaiting", {"states": states})
 
     def call_announce_tasks(self, p: Partition, a: Any) -> Expected:

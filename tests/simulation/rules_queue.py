@@ -6,6 +6,7 @@ answer is predicted job by job: nothing about it is left to the engine.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ffcore import limits
@@ -29,7 +30,11 @@ class QueueRules(Rules):
             return ("duplicate", "purged") if tomb[1] == digest else ("idempotency_conflict", "")
         return None
 
-    def _create(self, p: Partition, a: Any, row: Any, payload: bytes, policy: ExecutionPolicy, tags: Any) -> str:
+    def create_member(
+        self, p: Partition, a: Any, row: Any, payload: bytes, policy: ExecutionPolicy, tags: Any,
+        member: Callable[[Execution], None] | None = None, blocked: bool = False,
+    ) -> str:  # fmt: skip
+        """A new execution; `member` makes it one of a flow, where it may have to wait for others first."""
         lane = self.lane(p, a.lane_id)
         x = Execution(row.execution_id, lane, a.execution_kind, p.now)
         routing = policy.routing_requirements
@@ -38,7 +43,8 @@ class QueueRules(Rules):
             x.cap = digest_of(tokens)
             self._know_set(p, lane, x.cap, tokens)
         x.priority = a.priority or policy.priority
-        x.policy, x.payload, x.digest, x.tags = policy, payload, row.digest, dict(tags)
+        x.policy, x.payload, x.digest = policy, payload, row.digest
+        x.tags = dict(tags) if isinstance(tags, dict) else unpacked(tags)
         x.version, x.namespace = a.version, a.namespace
         x.fair = digest_of(row.fairness_key) if row.fairness_key is not None else None
         span = policy.timeout_policy.execution_deadline_ms if policy.timeout_policy else None
@@ -49,6 +55,12 @@ class QueueRules(Rules):
             x.deadline_ms = span or max(1, x.deadline_at - p.now)
             self.timer(p, "deadline", x, x.deadline_at)
         due = a.delay_until if a.delay_until is not None else policy.delay_until
+        if member is not None:
+            member(x)
+        if blocked:
+            x.reason, x.due = "waiting_for_children", due if due is not None and due > p.now else None
+            self.create(p, x, "blocked")
+            return "blocked"
         if due is not None and due > p.now:
             x.at, x.reason = due, "waiting_for_delay"
             self.create(p, x, "delayed")
@@ -63,7 +75,7 @@ class QueueRules(Rules):
             lane.revision = max(lane.revision + 1, p.now)
             self.ring(p, lane, "-", limits.HEADS_N)
 
-    def _closed(self, p: Partition, lane_id: str) -> bool:
+    def is_closed(self, p: Partition, lane_id: str) -> bool:
         lane = p.lanes.get(lane_id)
         return lane is not None and lane.state in ("draining", "disabled")
 
@@ -71,15 +83,15 @@ class QueueRules(Rules):
         known = self._existing(p, a.execution_id, a.digest)
         if known:
             return Say("duplicate", {"execution_id": a.execution_id}) if known[0] == "duplicate" else No(known[0])
-        if self._closed(p, a.lane_id):
+        if self.is_closed(p, a.lane_id):
             return No("lane_closed")
         policy = policy_of(a.policy)
-        public = self._create(p, a, a, a.input_payload, policy, a.tags)
+        public = self.create_member(p, a, a, a.input_payload, policy, a.tags)
         return Say("created", {"execution_id": a.execution_id, "public_state": public})
 
     def call_create_many(self, p: Partition, a: Any) -> Expected:
         items: list[tuple[str, str]] = []
-        closed, policy = self._closed(p, a.lane_id), policy_of(a.policy)
+        closed, policy = self.is_closed(p, a.lane_id), policy_of(a.policy)
         for row in a.items:
             known = self._existing(p, row.execution_id, row.digest)
             if known:
@@ -87,7 +99,7 @@ class QueueRules(Rules):
             elif closed:
                 items.append(("error", "lane_closed"))
             else:
-                items.append(("created", self._create(p, a, row, row.payload, policy, unpacked(row.tags))))
+                items.append(("created", self.create_member(p, a, row, row.payload, policy, row.tags)))
         return Say("created_many", {"items": items})
 
     # ---- claim a batch
@@ -99,6 +111,8 @@ class QueueRules(Rules):
         """Why a popped job does not start: past its deadline, or held."""
         if x.deadline_at is not None and x.deadline_at <= p.now:
             self.finish(p, x, "expired")
+            return True
+        if self.flow_stops(p, x):
             return True
         if p.holds and self.held_by(p, x):
             x.reason = "paused_by_operator"
@@ -119,7 +133,7 @@ class QueueRules(Rules):
                 asked_again = True
                 held = [p.records.get(uuid) for uuid, epoch in kept[2]]
                 jobs += [
-                    self._job(x)
+                    self._job(p, x)
                     for x, (_, epoch) in zip(held, kept[2], strict=True)
                     if x and x.state == "active" and x.epoch == epoch
                 ]
@@ -129,6 +143,7 @@ class QueueRules(Rules):
                 if want > 0:
                     if p.ticker_until <= p.now:
                         self.run_due(p, limits.CLAIM_TICK_N)
+                        self.settle(p)
                         p.unflushed.clear()
                     more, seen = self._lease(p, a, want, jobs, n, slot)
                     again, revision = again or more, max(revision, seen)
@@ -160,8 +175,10 @@ class QueueRules(Rules):
                 elif self.turned_away(p, x):
                     skips += 1
                 else:
+                    if p.bells.get((lane.no, x.cap)):
+                        p.bells[lane.no, x.cap] -= 1  # made claimable and claimed by one call
                     self.begin(p, x, f"{a.claim_id}.{len(jobs)}", a.lease_ttl_ms, a.worker_instance_id)
-                    jobs.append(self._job(x))
+                    jobs.append(self._job(p, x))
                     taken.append((x.uuid, x.epoch))
                     want -= 1
             if skips > 0 and len(popped) == asked and want > 0:
@@ -174,7 +191,7 @@ class QueueRules(Rules):
             p.claims[slot] = (n, p.now, taken)
         return again, revision
 
-    def _job(self, x: Execution) -> dict[str, Any]:
+    def _job(self, p: Partition, x: Execution) -> dict[str, Any]:
         return {
             "execution_id": x.id, "lease_id": x.lease_id, "lease_epoch": x.epoch, "attempt_id": x.attempt_id,
             "attempt_index": x.attempt, "attempt_type": x.next, "lease_expires_at": x.at, "task": x.task,
@@ -183,6 +200,7 @@ class QueueRules(Rules):
             "attempt_deadline_at": x.attempt_deadline or 0, "retries": x.retries, "crashes": x.crashes, "run": x.run,
             "cancel_requested": x.cancel_until is not None, "payload": x.payload,
             "tags": [text for pair in sorted(x.tags.items()) for text in pair], "journal": self.head(x),
+            "flow": x.flow.uuid if x.flow is not None else "-", "inputs": self.inputs_of(p, x),
         }  # fmt: skip
 
     def _park(self, p: Partition, a: Any, on: bool) -> None:
@@ -205,6 +223,9 @@ class QueueRules(Rules):
 
     def call_complete_many(self, p: Partition, a: Any) -> Expected:
         items = [self.complete_item(p, row) for row in a.items]
+        if p.settling:
+            self.settle(p)
+            p.unflushed.clear()
         return Say("completed_many", {"items": items, "claimed": self.claim_batch([p], a, False)})
 
     def call_pass_bell(self, p: Partition, a: Any) -> Expected:
@@ -247,11 +268,14 @@ class QueueRules(Rules):
             return No("execution_not_eligible")
         if self._lacks(x, a.worker_capabilities):
             return No("capability_mismatch")
+        if self.flow_stops(p, x):
+            return No("execution_not_eligible")
         self._reserve(p, x, a)
         return Say("granted", {"execution_id": x.id})
 
     def call_claim_for_worker(self, p: Partition, a: Any) -> Expected:
         self.run_due(p, limits.CLAIM_TICK_N)
+        self.settle(p)
         p.unflushed.clear()
         lane = p.lanes.get(a.lane_id)
         if lane is None or not lane.starts:
@@ -295,6 +319,8 @@ class QueueRules(Rules):
             return None, "invalid_claim_grant"
         if x.at <= p.now:
             return None, "claim_grant_expired"
+        if self.flow_stops(p, x):
+            return None, "execution_not_leaseable"
         if resumed:
             if (x.attempt or 0) != index:
                 return None, "execution_not_eligible_for_attempt"
@@ -350,6 +376,8 @@ class QueueRules(Rules):
             return Say("not_reclaimable", {"execution_id": x.id})
         elif self._lacks(x, a.worker_capabilities):
             return No("capability_mismatch")
+        elif self.flow_stops(p, x):
+            return Say("not_reclaimable", {"execution_id": x.id})
         else:
             self._reserve(p, x, a)
         return Say("granted", {"grant.execution_id": x.id, "grant.expires_at_ms": x.at, "grant.lane_id": x.lane.name})
@@ -367,6 +395,8 @@ class QueueRules(Rules):
             if lower is not None and x.grant == a.worker_id and x.crashes > lower:
                 self.finish(p, x, "failed")
                 return Say("reclaim_cap_exceeded", {"execution_id": x.id, "reclaim_count": x.crashes})
+            if self.flow_stops(p, x):
+                return Say("not_reclaimable", {"execution_id": x.id})
         taken, refusal = self._take(p, a, False, a.current_attempt_index + 1)
         if taken is None:
             return No(refusal or "")

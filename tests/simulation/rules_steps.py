@@ -45,6 +45,10 @@ class StepRules(Rules):
         size = x.d.bytes + entry_bytes - (len(entry_text(old)) if old else 0)
         return n > self.bounds["STEPS_N"] or size > self.bounds["STEPS_BYTES"]
 
+    def journal_has_no_room(self, p: Partition, x: Execution, key: str, kind: str, name: str, value: bytes) -> bool:
+        trial = Entry(0, key, kind, name, "ok", p.now, max(x.attempt or 0, 0), value, x.epoch)
+        return self.no_room(x, len(entry_text(trial)), x.d.entries.get(key))
+
     def _extend(self, p: Partition, x: Execution, ttl: int) -> None:
         if ttl and x.at - p.now <= ttl - ttl / RENEWAL_GAIN:
             until = p.now + (x.policy.lease_ms or ttl)

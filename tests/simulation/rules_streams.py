@@ -15,7 +15,7 @@ from tests.simulation.records import Execution, Partition
 REASONS = {
     "ended_success": "attempt_success", "ended_failure": "attempt_failure", "ended_cancelled": "attempt_cancelled",
     "interrupted_reclaimed": "attempt_interrupted", "completed": "attempt_success", "failed": "attempt_failure",
-    "cancelled": "attempt_cancelled", "expired": "attempt_failure",
+    "cancelled": "attempt_cancelled", "expired": "attempt_failure", "skipped": "attempt_cancelled",
 }  # fmt: skip
 """How an attempt, or its execution, ended: why its stream was closed."""
 

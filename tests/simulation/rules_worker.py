@@ -316,17 +316,29 @@ class WorkerRules(Rules):
             if refusal:
                 return No(refusal)
         elif x.state == "active" and a.source != "operator_override":
-            if x.cancel_until is None:
-                x.cancel_until = p.now + (limits.CANCEL_GRACE_MS if a.grace_ms is None else a.grace_ms)
-                self.timer(p, "cancel_grace", x, x.cancel_until)
-                self.note(p, f"{x.uuid} active active")
-                self.tell(p, x.worker, f"cancel {id}")
-                self.touched[id] = x
+            self.request_cancel(p, x, a.source, a.grace_ms)
             return Say("cancel_requested", {"execution_id": id, "grace_until": x.cancel_until})
-        holder = x.worker if x.state == "active" else ""
-        self.finish(p, x, "cancelled", "cancel")
-        self.tell(p, holder, f"cancel {id}")
+        self._cancel_at_once(p, x, a.source)
         return Say("cancelled", {"execution_id": id, "public_state": "cancelled"})
+
+    def request_cancel(self, p: Partition, x: Execution, source: str, grace_ms: int | None = None) -> None:
+        """What does not run ends now, the holder of what does has a grace."""
+        if x.state != "active":
+            self._cancel_at_once(p, x, source)
+        elif x.cancel_until is None:
+            x.cancel_until = p.now + (limits.CANCEL_GRACE_MS if grace_ms is None else grace_ms)
+            x.cancelled_by = source
+            self.timer(p, "cancel_grace", x, x.cancel_until)
+            self.note(p, f"{x.uuid} active active")
+            self.tell(p, x.worker, f"cancel {x.id}")
+            self.touched[x.id] = x
+
+    def _cancel_at_once(self, p: Partition, x: Execution, source: str) -> None:
+        holder = x.worker if x.state == "active" else ""
+        if x.cancel_until is None or source == "operator_override":
+            x.cancelled_by = source
+        self.finish(p, x, "cancelled", "cancel")
+        self.tell(p, holder, f"cancel {x.id}")
 
     def due_cancel_grace(self, p: Partition, uuid: str) -> None:
         x = p.records.get(uuid)
@@ -395,6 +407,8 @@ class WorkerRules(Rules):
             return No("not_blocked")
         if a.expected_blocking_reason not in (None, x.reason):
             return No("invalid_blocking_reason")
+        if x.reason == "waiting_for_children" and self.waits(x):
+            return No("deps_not_satisfied")
         if x.reason == "paused_by_operator":
             x.paused = None  # whoever lifts just this says that it may run
         x.reason = None

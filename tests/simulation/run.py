@@ -13,10 +13,10 @@ import ffcore.contracts as c
 from ffbackend_valkey.library import Library
 from ffcore.args import Args
 from ffcore.wire import pack_pairs
-from tests.simulation import actors, actors_durable
+from tests.simulation import actors, actors_durable, actors_flows
 from tests.simulation.faults import CALL_KINDS, NONE, USUAL, Faults
 from tests.simulation.gates import NAMES, SOURCES, fingerprint_of
-from tests.simulation.scene import DURABLE, LANES, TOKENS, TTL, Scene, sets_for
+from tests.simulation.scene import DURABLE, FLOWS, LANES, TOKENS, TTL, Scene, sets_for
 from tests.simulation.violation import Violation
 from tests.simulation.wire import Place, dump, fingerprint, place, virtual_library
 from tests.simulation.world import FP, WP, Refusal, Step, World
@@ -61,6 +61,10 @@ class Report:
             self.on[kind] = (before[0] + calls, before[1] + seconds)
         self.violation = self.violation or other.violation
         self.trace, self.sha256 = other.trace, other.sha256
+
+
+def about_flows(seed: int) -> bool:
+    return seed % 6 == 5
 
 
 class _Actor:
@@ -120,9 +124,18 @@ class Simulation:
             _Actor("dr", lambda name, _: actors_durable.reader(scene, name), 2),
         ]
         # Half of the seeds are mostly about durable executions, the other half mostly about all that was there before.
-        # Clients and tickers serve both.
+        # Clients and tickers serve both. Every sixth seed is about flows, and has a little of everything else.
         scene.durable, share = (0.8, 0.85) if seed % 2 else (0.25, 0.25)
         shares = {"d": share, "s": share, "c": 0.7, "t": 0.5}
+        if about_flows(seed):
+            scene.durable = 0.2
+            shares = {"f": 0.8, "d": 0.1, "s": 0.1, "c": 0.15, "w": 0.7, "g": 0.3, "t": 0.7, "o": 0.4, "r": 0.2}
+            self.actors += [
+                *[_Actor(f"fc{i}", lambda name, _: actors_flows.client(scene, name), 6) for i in range(2)],
+                *[_Actor(f"fb{i}", lambda name, _: actors_flows.builder(scene, name), 5) for i in range(2)],
+                *[_Actor(f"fw{i}", lambda name, inbox: actors_flows.worker(scene, name, inbox), 7) for i in range(2)],
+                _Actor("fo", lambda name, _: actors_flows.operator(scene, name), 2),
+            ]
         self.weights = [actor.weight * shares.get(actor.base[0], 1 - share) for actor in self.actors]
         scene.ran = self._ran
         for actor in self.actors:
@@ -138,9 +151,9 @@ class Simulation:
     def _born(self, actor: _Actor) -> None:
         actor.born()
         name = actor.name
-        if actor.base[0] in "wgd":
+        if actor.base[0] in "wgd" or actor.base[:2] == "fw":
             self.world.listen([f"ff:{p}:w:{name}" for p in FP])
-        elif actor.base[0] == "c":
+        elif actor.base[0] == "c" or actor.base[:2] == "fc":
             self.world.listen([f"ff:{p}:c:{name}" for p in FP])
         elif actor.base == "t0" and actor.lives == 1:
             self.world.listen([f"ff:{p}:tick" for p in FP])
@@ -198,7 +211,7 @@ class Simulation:
         if args is None:
             return
         self._send(actor, args)
-        if actor.base[0] in "wd" and rng.random() < self.faults.pause:
+        if (actor.base[0] in "wd" or actor.base[:2] == "fw") and rng.random() < self.faults.pause:
             self.counts["pause"] += 1
             actor.until_ms = scene.ms + rng.randrange(TTL // 2, 3 * TTL)
 
@@ -309,9 +322,11 @@ class Simulation:
         for p in FP:
             for what in self._ask(c.ListHoldsArgs(partition=p)).items:
                 self._ask(c.ReleaseArgs(partition=p, what=what.what))
-        for lane in [*LANES, DURABLE]:
+        for lane in [*LANES, DURABLE, FLOWS]:
             self._ask(c.PutSettingsArgs(partition=WP, name=f"lane:{lane}", changes=pack_pairs({"state": "active"})))
         self._tell_settings()
+        for calls in self.scene.sent:
+            self._apply(c.AbortFlowArgs(flow_id=calls[0].flow_id, digest=calls[0].digest))
         left = self._work_off(40)
         stuck = [row for row in left if row.state not in ("blocked", "suspended")]
         if stuck:
@@ -324,6 +339,11 @@ class Simulation:
             self._apply(c.ResumeExecutionArgs(execution_id=row.execution_id))
             self._apply(c.UnblockExecutionArgs(execution_id=row.execution_id))
         left = self._work_off(40)
+        while stopped := [row for row in left if row.reason == "paused_by_flow_cancel"]:
+            # A cancel of its flow stands. What it leads to may be stopped by it in turn.
+            for row in stopped:
+                self._ask(c.CancelExecutionArgs(execution_id=row.execution_id, reason="as its flow"))
+            left = self._work_off(40)
         if left:
             raise Violation("liveness", f"nothing is blocked any more and these do not come to an end: {left}")
 
@@ -364,8 +384,8 @@ class Simulation:
                     self._ask(c.TickArgs(partitions=[p], ticker="drain", force=True))
                 self.counts["drain"] += 1
                 me: dict[str, Any] = {
-                    "lanes": [*LANES, "rare", DURABLE], "capability_sets": sets_for(frozenset(TOKENS)), "limit": 100,
-                    "worker_id": "drain", "worker_instance_id": "drain", "lease_ttl_ms": TTL,
+                    "lanes": [*LANES, "rare", DURABLE, FLOWS], "capability_sets": sets_for(frozenset(TOKENS)),
+                    "limit": 100, "worker_id": "drain", "worker_instance_id": "drain", "lease_ttl_ms": TTL,
                 }  # fmt: skip
                 answer = self._ask(c.ClaimBatchArgs(partitions=[p], claim_id=f"drain.s.{self.counts['drain']}", **me))
                 rows = [c.Completion(job.execution_id, self.scene.fence(job).wire, b"end") for job in answer.jobs]

@@ -29,6 +29,8 @@ LANES = ["a", "b", "c"]
 """And `rare`, which has a job so seldom that it is forgotten in between."""
 DURABLE = "d"
 """The lane of executions whose handler records its steps and waits."""
+FLOWS = "f"
+"""The lane of executions that spawn others."""
 TASKS = ["send", "scan", "sync"]
 TOKENS = ["gpu", "eu"]
 TTL = 3_000
@@ -78,6 +80,12 @@ class Scene:
         """Waitpoints somebody has opened (`gates.Gate`)."""
         self.asked: list[Any] = []
         """Of these, those that somebody waits at, or has waited."""
+        self.flows: list[Any] = []
+        """Flows somebody has made (`actors_flows.Known`)."""
+        self.grown: list[Any] = []
+        """Of these, those that grow edge by edge."""
+        self.sent: list[Any] = []
+        """Graphs by their chunks, as they were sent."""
         self.waits: list[tuple[int, Any]] = []
         """Until when an execution waits, as it was answered."""
         self.kid = "k1"
@@ -111,6 +119,13 @@ class Scene:
 
     def keyed_id(self, key: int) -> Any:
         return f"{FP[key % len(FP)]}:{ids.uuid8(b'key %d' % key)}"
+
+    def flow_key(self) -> Any:
+        """The uuid of a flow with a key, one of few."""
+        return ids.uuid8(b"flow %d" % self.rng.randrange(6))
+
+    def child_key(self, parent: str, n: int) -> Any:
+        return ids.uuid8(f"child {parent} {n}".encode())
 
     def any_id(self) -> Any:
         """Mostly a recent one; now and then one that nobody created."""

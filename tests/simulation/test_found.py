@@ -269,3 +269,98 @@ def test_a_replay_still_has_the_signals_its_wait_had_counted(trace: Trace) -> No
     assert isinstance(d.wait(two, gate, timeout_ms=1_000), c.WaitSuspended)
     assert isinstance(d.signal(gate, source="dana", idempotency_key="click-1"), c.SignalDuplicate)
     assert d.signal(gate, source="eve", idempotency_key="click-2").effect == "resume_condition_satisfied"
+
+
+# ---- flows -----------------------------------------------------------------------------------------------
+
+
+def submit(trace: Trace, edges: list[str], *, group: str = "A", **options: Any) -> tuple[Any, list[Any]]:
+    """A graph of as many nodes as there are texts of edges."""
+    flow: Any = f"{FP[0]}:0000f000-0000-7000-8000-000000000000"
+    ids: list[Any] = [f"{FP[0]}:{i:08x}-0000-7000-8000-00000000000a" for i in range(1, len(edges) + 1)]
+    given: dict[str, Any] = {"chunk": 1, "last": True, "node_total": len(edges), "plan": {}} | options
+    rows = [c.NodeRow(id, 1, b"d" * 16, b"p", None, None, None, group if text else "A", text)
+            for id, text in zip(ids, edges, strict=True)]  # fmt: skip
+    plan = c.FlowPlan(execution_kind="send", lane_id="a", **given.pop("plan"))
+    trace(c.SubmitFlowWireArgs(
+        flow_id=flow, namespace="default", flow_kind="", name="", digest=b"g" * 16, tags={}, creator_identity="",  # type: ignore[arg-type]
+        edge_total=sum(text.count(",") + 1 for text in edges if text), plans=[plan], nodes=rows, **given,
+    ))  # fmt: skip
+    return flow, ids
+
+
+def cancelling(id: Any) -> c.CancelExecutionArgs:
+    return c.CancelExecutionArgs(execution_id=id, reason="not this one")
+
+
+def state_of(trace: Trace, id: Any) -> str:
+    return str(trace(c.ReadExecutionArgs(execution_id=id, parts="payload,result,attempts")).fields["state"])
+
+
+def test_tagging_a_flow_in_the_millisecond_of_its_making(trace: Trace) -> None:
+    """Nothing of its record had changed, and a write of no fields is an error."""
+    flow, _ = submit(trace, ["", "1s"])
+    assert trace(c.SetFlowTagsArgs(flow_id=flow, tags={"s.team": "x"}), 0) == c.TagsOk(1)
+
+
+def test_a_flow_cancelled_alone_ends_with_the_last_that_is_stopped(trace: Trace) -> None:
+    """Its last ready member was stopped by the claim, and nobody looked whether anything was left."""
+    flow, _ = submit(trace, [""])
+    trace(c.CancelFlowWireArgs(flow_id=flow, reason="enough", cancellation_policy="flow_only"))
+    assert trace.claim("a").jobs == []
+    assert trace(c.ReadFlowArgs(flow_id=flow)).ended
+
+
+@pytest.mark.parametrize("lift", [c.PromoteBlockedToEligibleArgs, c.UnblockExecutionArgs])
+def test_nobody_lets_a_graph_run_that_is_still_being_sent(trace: Trace, lift: Any) -> None:
+    """Its roots wait for no upstream, so they were let go."""
+    _, (root,) = submit(trace, [""], last=False, node_total=2)
+    assert trace(lift(execution_id=root)).code == "deps_not_satisfied"
+
+
+def test_a_replay_of_what_never_began_waits_for_its_upstreams(trace: Trace) -> None:
+    """It was cancelled while it waited; replayed, it was ready before they had ended."""
+    _, (_, down) = submit(trace, ["", "1s"])
+    trace(cancelling(down))
+    assert trace(c.ReplayExecutionArgs(execution_id=down)).public_state == "waiting_children"
+    assert state_of(trace, down) == "blocked"
+
+
+def test_a_group_counts_anew_whom_a_replay_has_reopened(trace: Trace) -> None:
+    """How its upstreams had ended before was still counted."""
+    _, (one, two, down) = submit(trace, ["", "", "1s,2s"])
+    for id in (one, two):
+        trace(cancelling(id))
+    assert state_of(trace, down) == "skipped"
+    for id in (two, one):
+        trace(c.ReplayExecutionArgs(execution_id=id))
+    assert state_of(trace, down) == "blocked"
+
+
+def test_nothing_of_a_graph_that_was_given_up_starts(trace: Trace) -> None:
+    """Between its end and its removal a member that had waited for another was let go."""
+    flow, (_, down) = submit(trace, ["", "1a"], last=False, node_total=3)
+    trace(c.AbortFlowArgs(flow_id=flow, digest=b"g" * 16))
+    trace(cancelling(f"{FP[0]}:00000001-0000-7000-8000-00000000000a"))
+    assert state_of(trace, down) == "blocked"
+
+
+def test_a_replay_starts_nothing_of_a_graph_that_is_still_being_sent(trace: Trace) -> None:
+    """A root that was cancelled meanwhile was ready after its replay."""
+    _, (root,) = submit(trace, [""], last=False, node_total=2)
+    trace(cancelling(root))
+    trace(c.ReplayExecutionArgs(execution_id=root))
+    assert state_of(trace, root) == "blocked"
+
+
+def test_who_is_skipped_by_the_publishing_tells_who_depends_on_him(trace: Trace) -> None:
+    """His record did not say yet that somebody did: that one waited for ever."""
+    flow, (one, two) = submit(trace, ["", "1s"], last=False, node_total=3)
+    trace(cancelling(one))
+    last: Any = f"{FP[0]}:00000003-0000-7000-8000-00000000000a"
+    trace(c.SubmitFlowWireArgs(
+        flow_id=flow, namespace="default", flow_kind="", name="", digest=b"g" * 16, tags={}, creator_identity="",
+        chunk=2, last=True, node_total=3, edge_total=2, plans=[c.FlowPlan(execution_kind="send", lane_id="a")],
+        nodes=[c.NodeRow(last, 1, b"d" * 16, b"p", None, None, None, "A", "2s")],
+    ))  # fmt: skip
+    assert (state_of(trace, two), state_of(trace, last)) == ("skipped", "skipped")

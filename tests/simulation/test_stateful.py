@@ -1,4 +1,4 @@
-"""Sequences of what users do, drawn by hypothesis: submits, cancels, replays, holds, crashes of workers, time.
+"""Sequences of what users do, drawn by hypothesis: submits, flows, cancels, replays, holds, crashes of workers, time.
 
 The real client and the real worker, on memory:// and virtual time. The model is what a user may rely on: a job is open
 until it has an outcome; an outcome stays, unless the job is run again; a key names one request for good; what was
@@ -50,6 +50,8 @@ class Users(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.known: dict[str, Known] = {}
         self.keys: dict[str, tuple[str, int, str]] = {}
+        self.flows: list[tuple[ff.Flow, str, str, int]] = []
+        """Two jobs each: how the first one ends, on what the second one runs, its number."""
         self.runs: dict[int, int] = {}
         """Times a handler was entered, by the payload's number."""
         self.failures: dict[int, int] = {}
@@ -122,6 +124,19 @@ class Users(RuleBasedStateMachine):
             with pytest.raises(IdempotencyConflict):
                 self.do(self.engine.client.submit(self.task, again, key=key))
         return id
+
+    @rule(kind=st.sampled_from(sorted(ENDS)), on=st.sampled_from(["success", "always", "failure"]))
+    def submit_flow(self, kind: str, on: Any) -> None:
+        """One job, and one after it."""
+
+        async def build() -> ff.Flow:
+            async with self.engine.client.flow("two") as flow:
+                first = flow.add(self.task, {"n": self._n - 1, "kind": kind})
+                flow.add(self.task, {"n": self._n, "kind": "good"}, after=first, on=on)
+            return flow
+
+        self._n += 2
+        self.flows.append((self.do(build()), kind, on, self._n))
 
     @rule(id=jobs, force=st.booleans())
     def cancel(self, id: str, force: bool) -> None:
@@ -202,6 +217,15 @@ class Users(RuleBasedStateMachine):
             await self.engine.advance(seconds=60)
         for known in self.known.values():
             self._judge(known, await self.engine.run_until(known.job, timeout=3_600))
+        for flow, kind, on, last in self.flows:
+            outcome = await flow.outcome()
+            if self.crashes > CRASHES_ALLOWED:
+                continue
+            good = ENDS[kind] is ff.Completed
+            runs = on == "always" or good == (on == "success")
+            assert bool(self.runs.get(last)) == runs, f"{flow.id}: the second job {'did not run' if runs else 'ran'}"
+            wanted = "completed" if good or on == "failure" else "failed"
+            assert outcome.state == wanted, f"{flow.id} ({kind}, {on}) ended as {outcome}"
 
 
 def test_whatever_users_do_jobs_keep_their_promises() -> None:

@@ -10,6 +10,9 @@ the line is; N is the job's number, RUN is 0 until the handler begins anew.
     end N RUN STEP EPOCH AT              it has its result, which is not recorded
     ack N RUN STEP STATUS EPOCH WORD     the store answered that the step is recorded; or was, WORD: replayed
     frame N RUN OF EPOCH                 the store answered that it has a frame
+    born N CHILD ID NEW                  the store said that a child is spawned; NEW: 0 for one that was there already
+    child N CHILD EPOCH                  the store leased a child to a worker
+    ran N CHILD EPOCH                    it has its result
     kill N POINT PID BESIDE AT           the worker is about to kill itself; BESIDE: other jobs it holds
     died PID CODE                        a worker has ended
     letter N TOKEN                       the job's gate was told to the other party

@@ -16,22 +16,27 @@ import msgspec
 
 from ffcore.args import Args
 from ffcore.contracts.batch import ClaimBatchArgs, ClaimedBatch, ClaimedJob, CompletedMany, CompleteManyArgs
+from ffcore.contracts.execution import Moved, MoveToWaitingChildrenArgs
 from ffcore.contracts.failure import FailExecutionArgs
 from ffcore.contracts.journal import ContinueAsArgs, RecordStepArgs, StepReplayed
 from ffcore.contracts.secret import MintTokenArgs
+from ffcore.contracts.spawn import SpawnArgs, Spawned
 from ffcore.contracts.stream import AppendedMany, AppendFramesArgs
 from ffcore.contracts.suspension import WaitArgs, WaitSuspended
 from ffcore.contracts.waitpoint import CreatePendingWaitpointArgs
+from ffcore.flows import implicit_flow, member_id
 from ffcore.steps import JournalEntry, began, entries_of
 from ffsdk.forwarding import Forwarding
 from tests.chaos.ledger import now_ms
 from tests.chaos.points.book import Book
-from tests.chaos.points.plan import SHAKY, Order
+from tests.chaos.points.plan import CHILDREN, SHAKY, Order
 
 if TYPE_CHECKING:
     from ffcore.backend import Backend
 
 R = TypeVar("R")
+CHILD = "child:"
+"""How the leg of a child begins; it has one."""
 
 
 class Known(NamedTuple):
@@ -48,10 +53,13 @@ def leg_of(run: int, entries: Iterable[JournalEntry]) -> str:
     """How far a job was when it was leased, by what is recorded: it is on the same leg whoever died meanwhile."""
     if run:
         return "second"
+    entries = list(entries)
     seen = {(entry.kind, entry.name) for entry in entries}
     waits = {name for kind, name in seen if kind == "wait"}
     if waits:
         return "slept" if "sleep" in waits else "signalled"
+    if sum(entry.kind == "spawn" for entry in entries) == len(CHILDREN):
+        return "joined"
     return "retry" if ("step", SHAKY) in seen else "first"
 
 
@@ -66,8 +74,8 @@ class Points:
     def reach(self, execution_id: str, event: str) -> None:
         """A job gets to a point; this may not return."""
         job = self._jobs.get(execution_id)
-        if job is None:
-            return
+        if job is None or (job.leg.startswith(CHILD) and event.startswith("fail/")):
+            return  # how often a child is tried is up to the clock
         point = f"{job.leg}/{event}"
         if not job.die:
             self.book.note("at", job.n, point)
@@ -91,6 +99,11 @@ class Points:
     def leased(self, jobs: Iterable[ClaimedJob]) -> None:
         for job in jobs:
             order = msgspec.json.decode(job.payload, type=Order)
+            if order.child:
+                self._jobs[job.execution_id] = Known(order.n, 0, CHILD + order.child, job.lease_epoch, order.die)
+                self.book.note("child", order.n, order.child, job.lease_epoch)
+                self.reach(job.execution_id, "claimed")
+                continue
             entries = entries_of(job.journal.entries) if job.journal is not None else []
             leg = leg_of(job.run, entries)
             self._jobs[job.execution_id] = Known(order.n, job.run, leg, job.lease_epoch, order.die)
@@ -98,6 +111,10 @@ class Points:
             if job.journal is not None and began(job.journal.began)[0] == job.run:
                 for entry in entries:
                     self.book.note("head", order.n, job.run, entry.name.replace(" ", ""), entry.status)
+                    if entry.kind == "spawn":
+                        child = entry.value.decode()
+                        keyed = member_id(implicit_flow(job.execution_id), "a")
+                        self.book.note("born", order.n, "a" if child == keyed else "b", child, 0)
             self.reach(job.execution_id, "claimed")
 
     def answered(self, args: Args[Any], answer: Any) -> None:
@@ -106,6 +123,11 @@ class Points:
             if (job := self._jobs.get(args.execution_id)) is not None:
                 word = "replayed" if isinstance(answer, StepReplayed) else "recorded"
                 self.book.note("ack", job.n, job.run, args.name, args.status, _epoch(args.fence), word)
+        elif isinstance(args, SpawnArgs):
+            if (job := self._jobs.get(args.execution_id)) is not None:
+                made = isinstance(answer, Spawned)
+                child = answer.child_id if made else JournalEntry.parse(answer.entry).value.decode()
+                self.book.note("born", job.n, _child(args), child, int(made and answer.created))
         elif isinstance(args, AppendFramesArgs):
             assert isinstance(answer, AppendedMany)
             for frame, item in zip(args.items, answer.items, strict=True):
@@ -124,8 +146,9 @@ class Points:
             self.leased(answer.jobs)
         elif isinstance(args, ContinueAsArgs):
             self._forget(args.execution_id, _epoch(args.fence))
-        elif isinstance(answer, WaitSuspended) or isinstance(args, FailExecutionArgs):
-            assert isinstance(args, WaitArgs | FailExecutionArgs) and args.fence is not None
+        elif isinstance(answer, WaitSuspended | Moved) or isinstance(args, FailExecutionArgs):
+            assert isinstance(args, WaitArgs | MoveToWaitingChildrenArgs | FailExecutionArgs)
+            assert args.fence is not None
             self._forget(args.execution_id, args.fence.lease_epoch)
 
     def _forget(self, execution_id: str, epoch: int) -> None:
@@ -138,6 +161,11 @@ def _epoch(fence: str) -> int:
     return int(fence.split(" ")[1])
 
 
+def _child(args: SpawnArgs) -> str:
+    """Which of CHILDREN it is."""
+    return args.label or "b"
+
+
 def events(args: Args[Any]) -> Iterator[tuple[str, str]]:
     """The executions an engine call is about, and what it is called for each. Claims are none: nobody holds the job."""
     match args:
@@ -147,6 +175,10 @@ def events(args: Args[Any]) -> Iterator[tuple[str, str]]:
             yield args.execution_id, f"gate:{args.step_name}"
         case WaitArgs():
             yield args.execution_id, f"wait:{args.step_name.replace(' ', '')}"
+        case SpawnArgs():
+            yield args.execution_id, f"spawn:{_child(args)}"
+        case MoveToWaitingChildrenArgs():
+            yield args.execution_id, "children"
         case AppendFramesArgs():
             for frame in args.items:
                 yield frame.execution_id, f"frame:{frame.frame_type}"

@@ -37,6 +37,19 @@ class Entry(NamedTuple):
     at_ms: int
 
 
+class Child(NamedTuple):
+    """A child as the store has it at the end."""
+
+    name: str
+    state: str
+    result: bytes
+    made: int
+    """How often the feed says that it was created."""
+    ends: int
+    epoch: int
+    """Of the lease that ended it."""
+
+
 class Stored(NamedTuple):
     """A job as the store has it at the end."""
 
@@ -51,6 +64,9 @@ class Stored(NamedTuple):
     """How often its feed says that it ended."""
     continued: int
     """How often that it began anew."""
+    flow: tuple[str, int]
+    """Public state of its flow, and how many members that has."""
+    children: Sequence[Child]
 
 
 class Begun(NamedTuple):
@@ -90,6 +106,12 @@ class Evidence:
         self.frames: dict[int, list[tuple[int, str, int]]] = defaultdict(list)
         """By job: run, what of, epoch of those the store said it has."""
         self.letters: dict[int, set[str]] = defaultdict(set)
+        self.born: dict[tuple[int, str], list[tuple[str, bool]]] = defaultdict(list)
+        """By job and child: its execution, and whether the answer said that it is new."""
+        self.ran: dict[tuple[int, str], set[int]] = defaultdict(set)
+        """Epochs under which a child came to its end."""
+        self.hatched_n = 0
+        """Leases of children."""
         self.sent: dict[tuple[int, str], list[tuple[str, str, bool]]] = defaultdict(list)
         """Answers by job and key: id, effect, whether it was new."""
         self.refused: list[tuple[int, str, str]] = []
@@ -126,9 +148,16 @@ class Evidence:
                 self.kills.append((int(n), point))
                 self.killers.add(int(pid))
                 self.beside_n += int(beside)
-                self._killed_at[int(n)] = int(at)
+                if not point.startswith("child:"):
+                    self._killed_at[int(n)] = int(at)
             case ["died", pid, code]:
                 self.died.append((int(pid), int(code)))
+            case ["born", n, child, execution_id, new]:
+                self.born[int(n), child].append((execution_id, new == "1"))
+            case ["child", *_]:
+                self.hatched_n += 1
+            case ["ran", n, child, epoch]:
+                self.ran[int(n), child].add(int(epoch))
             case ["letter", n, token]:
                 self.letters[int(n)].add(token)
             case ["sent", n, key, signal_id, effect, new]:
@@ -195,6 +224,7 @@ def _of_job(found: Evidence, order: Order, job: Stored) -> Iterator[tuple[str, s
             yield "rerun", f"{entry.name} was recorded at {entry.at_ms} by the journal, and began at {late[0].at_ms}"
     yield from _frames(found, order.n, job)
     yield from _signals(found, order.n)
+    yield from _children(found, order.n, job)
 
 
 def _result(found: Evidence, n: int, job: Stored) -> Iterator[tuple[str, str]]:
@@ -239,6 +269,24 @@ def _frames(found: Evidence, n: int, job: Stored) -> Iterator[tuple[str, str]]:
         for epoch in found.recorded.get((n, run, "reserve"), ()):
             if not has[run, "reserve", epoch]:
                 yield "frame", f"reserve was recorded in run {run} by epoch {epoch}, and its frame is not there"
+
+
+def _children(found: Evidence, n: int, job: Stored) -> Iterator[tuple[str, str]]:
+    """Each is one execution, whoever asked for it how often, and has ended once."""
+    for name in plan.CHILDREN:
+        answers = found.born.get((n, name), [])
+        if len({execution_id for execution_id, _ in answers}) != 1 or sum(new for _, new in answers) > 1:
+            yield "child", f"{name} was spawned as {answers}"
+    if sorted(child.name for child in job.children) != sorted(plan.CHILDREN):
+        yield "child", f"it has the children {[child.name for child in job.children]}"
+    for child in job.children:
+        if (child.made, child.ends, child.state) != (1, 1, "completed"):
+            yield "child", f"{child.name} was made {child.made} times and ended {child.ends} times, as {child.state}"
+        elif child.result != str(n + plan.CHILDREN[child.name]).encode() or child.epoch not in found.ran[n, child.name]:
+            ran = sorted(found.ran[n, child.name])
+            yield "child", f"{child.name} returned {child.result!r} under epoch {child.epoch}, it ran under {ran}"
+    if job.flow != ("completed", 1 + len(plan.CHILDREN)):
+        yield "child", f"its flow is {job.flow}"
 
 
 def _signals(found: Evidence, n: int) -> Iterator[tuple[str, str]]:

@@ -22,13 +22,13 @@ from ffbackend_valkey import stores
 from ffbackend_valkey.backend import bindings_of
 from ffbackend_valkey.library import library
 from ffengine import tick
-from ffsdk import gates, signals, steps, streams, worker
+from ffsdk import awaited, children, gates, signals, steps, streams, worker
 from tests.chaos.points.book import Book
 from tests.chaos.points.hook import Deadly, Points
 from tests.chaos.points.plan import LANE
 from tests.chaos.points.tasks import app, use
 
-FORKED_WITH: Final = (stores, tick, gates, signals, steps, streams, worker)
+FORKED_WITH: Final = (stores, tick, awaited, children, gates, signals, steps, streams, worker)
 """Modules that are imported when they are first used: here before the forks."""
 DEATHS: Final = "deaths"
 """Directory with a file for each death that has happened."""

@@ -15,9 +15,11 @@ import msgspec
 LANE: Final = "points"
 SHAKY: Final = "shaky"
 """The step that fails first: the attempt behind it is a leg of its own."""
-LEGS: Final = ("first", "retry", "signalled", "slept", "second")
-"""From one claim to the next, where nobody dies: up to the step that fails, up to the wait, up to the sleep, up to
-ContinueAs, and the run after that."""
+LEGS: Final = ("first", "retry", "joined", "signalled", "slept", "second")
+"""From one claim to the next, where nobody dies: up to the step that fails, up to the end of its children, up to the
+wait, up to the sleep, up to ContinueAs, and the run after that."""
+CHILDREN: Final = {"a": 3, "b": 4}
+"""What it spawns: `a` under a key, `b` without; b ends after a. What each adds to the number of its job."""
 BODIES: Final = {
     0: ("reserve", "charge", "refuse", SHAKY, "count", "left", "right", "tell"),
     1: ("reserve", "last"),
@@ -38,6 +40,10 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     die: list[str] = []
     """Points at which whoever runs it dies, each once."""
     kept: Kept | None = None
+    child: str = ""
+    """One of CHILDREN: it is the payload of that, and the rest is its parent's."""
+    parent: str = ""
+    """The execution that spawned it."""
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +54,8 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     shaky: int
     count: int
     parts: list[int]
+    children: list[int]
+    """What they returned."""
     signals: list[tuple[str, int, str]]
     """Key, value and source, in the order the handler got them."""
 
@@ -64,6 +72,7 @@ def receipt(n: int, charged: str) -> Receipt:
     """What a job must come to, however often its workers died."""
     kept = Kept(
         charged=charged, refused="out of stock", shaky=n + 1, count=2 * n, parts=[n, -n],
+        children=[n + more for more in CHILDREN.values()],
         signals=[("a", 10 * n, "web:a"), ("b", 10 * n + 1, "web:b")],
     )  # fmt: skip
     return Receipt(n=n, kept=kept, last=n + 2)
@@ -104,15 +113,22 @@ def must_pass() -> Iterator[str]:
         yield f"{leg}/place:start"
     for run, steps in BODIES.items():
         for step in steps:
-            leg = "second" if run else "first" if step in ("reserve", ONCE, "refuse") else "retry"
+            early = "first" if step in ("reserve", ONCE, "refuse") else "joined" if step == "tell" else "retry"
+            leg = "second" if run else early
             yield from (f"{leg}/body:{step}/begin", f"{leg}/body:{step}/end")
             yield from _call(leg, f"record:{step}:{'fatal' if step == 'refuse' else 'ok'}")
     yield from _call("first", f"record:{ONCE}:intent")
     yield from _call("first", f"record:{SHAKY}:error")
     yield from _call("first", "fail")
     yield from _call("first", "frame:reserve")
-    yield from _call("retry", "gate:answer")
-    yield from _call("retry", f"wait:{WAIT}")
+    yield from _call("retry", "children")
+    for child in CHILDREN:
+        yield from _call("retry", f"spawn:{child}")
+        yield f"child:{child}/claimed"
+        yield from (f"child:{child}/body:leaf/{place}" for place in ("begin", "end"))
+        yield from _call(f"child:{child}", "complete")
+    yield from _call("joined", "gate:answer")
+    yield from _call("joined", f"wait:{WAIT}")
     yield from _call("signalled", "record:sleep:ok")
     yield from _call("signalled", "wait:sleep")
     yield from _call("slept", "continue")
@@ -122,7 +138,7 @@ def must_pass() -> Iterator[str]:
 
 PLACES: Final = (
     "start", "reserve-charge", "charge-refuse", "refuse-shaky", "shaky-nap", "nap-count", "count-parts", "parts-emit",
-    "emit-gate", "gate-tell", "tell-wait", "wait-sleep", "sleep-continue",
+    "emit-spawn", "spawn-spawn", "spawn-join", "join-gate", "gate-tell", "tell-wait", "wait-sleep", "sleep-continue",
 )  # fmt: skip
 """Between each pair of steps; a handler that replays passes them again."""
 

@@ -26,6 +26,9 @@ class Report(msgspec.Struct, kw_only=True):
     beside: int
     jobs: int
     claims: int
+    children: int
+    hatched: int
+    """Leases of these."""
     bodies: int
     """Functions of steps begun."""
     repeated: int
@@ -50,6 +53,7 @@ def table(report: Report) -> str:
         ("SIGKILLs, each by the worker itself at its point", f"{report.kills}, at least {report.fewest} at each"),
         ("other jobs those workers held", report.beside),
         ("jobs", f"{report.jobs} in {report.seconds:.0f} s, leased {report.claims} times"),
+        ("children, each spawned once and ended once", f"{report.children}, leased {report.hatched} times"),
         ("functions of steps begun", f"{report.bodies}, {report.repeated} of them again: not recorded before the kill"),
         ("**recorded steps that ran again**", report.rerun),
         ("at_most_once steps interrupted, and told so", report.interrupted),

@@ -22,7 +22,11 @@ import ffsdk as ff
 from ffbackend_valkey.library import library
 from ffbackend_valkey.stores import connect
 from ffcore.backend import Backend, StoreConfig
+from ffcore.contracts.flow import ReadFlowArgs
+from ffcore.contracts.reads import ExecutionOutcome
 from ffcore.contracts.stream import ReadStreamArgs
+from ffcore.errors import NotFound
+from ffcore.flows import implicit_flow
 from ffcore.ids import ExecutionId
 from ffsdk.recorded import entries_of
 from tests.chaos.checker import Checker
@@ -170,6 +174,8 @@ class Run:
         stored = await self._stored(backend, feed)
         orders = sorted(self._orders.values(), key=lambda order: order.n)
         wrong = judge.judge(found, stored, orders, self._points, size.per_point)
+        known = {*self._orders, *(one for answers in found.born.values() for one, _ in answers)}
+        wrong += [Wrong("stranger", "nobody submitted or spawned it", i) for i in feed.moves if i not in known]
         wrong += [Wrong("process", text) for text in fleet.unexpected] + [Wrong("feed", text) for text in feed.wrong]
         if left:
             wrong.append(Wrong("process", f"{left} outlived the process that started them"))
@@ -183,6 +189,7 @@ class Run:
             size=size, ok=not wrong, library=library().sha, seconds=seconds, points=len(self._points),
             kills=len(found.kills), fewest=min((met[point] for point in self._points), default=0),
             beside=found.beside_n, jobs=len(orders), claims=found.claims_n,
+            children=len(found.born), hatched=found.hatched_n,
             bodies=sum(map(len, found.begun.values())), repeated=judge.repeats(found),
             rerun=sum(1 for one in wrong if one.sort == "rerun"),
             interrupted=sum((order.n, 0, plan.ONCE) not in found.recorded for order in orders),
@@ -197,7 +204,10 @@ class Run:
         )  # fmt: skip
 
     async def _stored(self, backend: Backend, feed: Feed) -> dict[int, judge.Stored]:
-        ended, found = await outcomes(backend, list(self._orders)), dict[int, judge.Stored]()
+        born = self._found.born
+        children = {one: key for key, answers in born.items() for one, _ in answers}
+        ended = await outcomes(backend, [*self._orders, *children])
+        found = dict[int, judge.Stored]()
         for execution_id, order in self._orders.items():
             one = ended[execution_id]
             journal = await entries_of(backend, ExecutionId(execution_id))
@@ -207,8 +217,19 @@ class Run:
                 journal=[judge.Entry(entry.name, entry.status, entry.at_ms) for entry in journal],
                 ends=len(feed.ends(execution_id)),
                 continued=sum(move.why.startswith("continued") for move in feed.moves[execution_id]),
+                flow=await self._flow(backend, execution_id),
+                children=[
+                    _child(name, ended[one], feed) for one, (n, name) in children.items() if n == order.n
+                ],
             )  # fmt: skip
         return found
+
+    async def _flow(self, backend: Backend, execution_id: str) -> tuple[str, int]:
+        try:
+            info = await backend.call(ReadFlowArgs(flow_id=implicit_flow(ExecutionId(execution_id))))
+        except NotFound:
+            return "unknown", 0
+        return info.public_flow_state, info.node_count
 
     async def _frames(self, backend: Backend, execution_id: str) -> list[judge.Emitted]:
         frames: list[judge.Emitted] = []
@@ -230,6 +251,14 @@ class Run:
             if line[0] not in ("died", "fatal", "letter", "at") and line[1] in wanted:
                 found.setdefault(wanted[line[1]], []).append(" ".join(line))
         return found
+
+
+def _child(name: str, one: ExecutionOutcome, feed: Feed) -> judge.Child:
+    moves, ends = feed.moves.get(one.execution_id, []), feed.ends(one.execution_id)
+    return judge.Child(
+        name, one.state, one.result or b"", sum(move.was == "-" for move in moves), len(ends),
+        ends[0].epoch if ends else 0,
+    )  # fmt: skip
 
 
 def main() -> int:

@@ -1,5 +1,5 @@
 """The handler whose workers die at every point: several steps, one of them begun at most once, one that fails for good,
-one that fails first, one in a thread, two at once, frames, a gate, a wait, a sleep, and a second run.
+one that fails first, one in a thread, two at once, frames, children, a gate, a wait, a sleep, and a second run.
 
 Each function of a step says in the book that it begins and that it has ended.
 """
@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
+
 import ffsdk as ff
+from ffcore.contracts.reads import ExecutionRef, ReadOutcomesArgs
+from ffcore.flows import implicit_flow, member_id
+from ffcore.ids import ExecutionId, partition_of
 from tests.chaos.ledger import now_ms
 from tests.chaos.points.hook import Points
-from tests.chaos.points.plan import LANE, ONCE, SHAKY, SLEEP_S, Kept, Order, Receipt
+from tests.chaos.points.plan import CHILDREN, LANE, ONCE, SHAKY, SLEEP_S, Kept, Order, Receipt
 from tests.chaos.tasks import harden
 
 app = ff.App(None)
@@ -122,7 +127,14 @@ async def walk(order: Order, ctx: ff.Context) -> Receipt:
     parts = await asyncio.gather(ctx.step("left", hand.part, n, "left"), ctx.step("right", hand.part, n, "right"))
     hand.place("parts-emit")
     await hand.emit("walked")
-    hand.place("emit-gate")
+    hand.place("emit-spawn")
+    mine = msgspec.structs.replace(order, parent=ctx.execution_id)
+    first = await ctx.spawn(leaf, msgspec.structs.replace(mine, child="a"), key="a", priority=10)
+    hand.place("spawn-spawn")
+    second = await ctx.spawn(leaf, msgspec.structs.replace(mine, child="b"), priority=10)
+    hand.place("spawn-join")
+    children = await asyncio.gather(first.result(), second.result())
+    hand.place("join-gate")
     gate = await ctx.gate("answer", int, names="yes")
     hand.place("gate-tell")
     await ctx.step("tell", hand.tell, n, gate.token)
@@ -133,9 +145,35 @@ async def walk(order: Order, ctx: ff.Context) -> Receipt:
     hand.place("sleep-continue")
     kept = Kept(
         charged=charged, refused=refused, shaky=shaky, count=count, parts=list(parts),
+        children=list(children),
         signals=[(signal.key or "", signal.value, signal.source) for signal in signals],
     )  # fmt: skip
     raise ff.ContinueAs(Order(n=n, run=1, die=order.die, kept=kept))
+
+
+@app.task(lane=LANE, retry=ff.Retry(max_attempts=1_000, backoff=0.1, max_backoff=0.3))
+async def leaf(order: Order, ctx: ff.Context) -> int:
+    """A child. It does not end before its parent waits for it, and the last one after the others."""
+    points, epoch = _points[0], ctx.fence.lease_epoch
+    points.reach(ctx.execution_id, "body:leaf/begin")
+    await _until_awaited(order)
+    points.book.note("ran", order.n, order.child, epoch)
+    points.reach(ctx.execution_id, "body:leaf/end")
+    return order.n + CHILDREN[order.child]
+
+
+async def _until_awaited(order: Order) -> None:
+    """Return when it may end. A slot is not for waiting: if that takes long, the child is tried again."""
+    backend, parent = await app.backend(), ExecutionId(order.parent)
+    asked = [ExecutionRef(parent)]
+    if order.child == "b":
+        asked.append(ExecutionRef(member_id(implicit_flow(parent), "a")))
+    for _ in range(10):
+        found = await backend.call(ReadOutcomesArgs(partition=partition_of(parent), items=asked))
+        if [item.state for item in found.items] in (["blocked"], ["blocked", "completed"]):
+            return
+        await asyncio.sleep(0.03)
+    raise ff.Failure("its parent does not wait for it yet")
 
 
 async def _second(order: Order, ctx: ff.Context, hand: Hand) -> Receipt:
@@ -148,3 +186,4 @@ async def _second(order: Order, ctx: ff.Context, hand: Hand) -> Receipt:
 
 
 harden(walk)
+harden(leaf)

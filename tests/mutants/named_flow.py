@@ -1,0 +1,113 @@
+"""The named mutants of flows: edges, groups, counters, cancels, replays, whole graphs, children, retention."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant, Patch, single
+
+EDGES = (
+    single("edge_not_in_the_list", "I11", "the row is written, the upstream's list of downstreams forgotten",
+           "shared/graph.lua", 'for from = 1, #list, 4000 do redis.call("RPUSH", key, unpack(list, from, '
+           'math.min(#list, from + 3999))) end', ""),
+    single("upstream_not_marked", "I11", "there is a list, and the upstream's record does not say so",
+           "shared/graph.lua", "if not list.marked then redis.call(", "if list.marked == 0 then redis.call("),
+    Mutant("staged_edge_counts", "I11", "an edge that was not applied is resolved like any other", (
+        Patch("shared/graph.lua", 'if was == "g" then return false end', "", "function graph.resolve("),
+        Patch("shared/graph.lua", 'if was ~= "u" then return', 'if was ~= "u" and was ~= "g" then return',
+              "function graph.resolve("))),
+    single("edge_resolved_twice", "I11", "what has been counted is counted again",
+           "shared/graph.lua", 'if was ~= "u" then return handles end', "", "function graph.resolve("),
+    single("failure_satisfies", "edges", "success_only as if it were always",
+           "shared/graph.lua", "s = { completed = true }, a = ALWAYS", "s = ALWAYS, a = ALWAYS"),
+    single("always_means_success", "edges", "a cleanup that runs only when there is nothing to clean up",
+           "shared/graph.lua", "true }, a = ALWAYS", "true }, a = { completed = true }"),
+    single("on_failure_misses_a_deadline", "edges", "who ran out of time has not failed",
+           "shared/graph.lua", "f = { failed = true, expired = true }, c", "f = { failed = true }, c"),
+    single("all_of_by_the_first", "edges", "the first satisfied edge lets it go",
+           "shared/graph.lua", 'g.bad > 0 and "i" or g.ok == g.n and "s"', 'g.bad > 0 and "i" or g.ok > 0 and "s"'),
+    single("quorum_one_too_early", "edges", "k - 1 are enough",
+           "shared/graph.lua", 'return g.ok >= g.k and "s"', 'return g.ok >= g.k - 1 and "s"'),
+    single("hopeless_quorum_waits", "edges", "that too few are left is not looked at",
+           "shared/graph.lua", 'or g.bad > 0 and g.n - g.bad < g.k and "i" or "p"', 'or g.bad == g.n and "i" or "p"'),
+    single("late_input_is_an_input", "edges", "what came after the group was decided changes what a retry is given",
+           "shared/graph.lua", 'good and (pending and "S" or "s") or "I"', 'good and "S" or "I"'),
+    single("edge_stops_running_work", "edges", "a decided group acts whatever its execution does",
+           "shared/graph.lua", 'if x.state ~= "blocked" or x.reason ~= "waiting_for_children" or ',
+           "if state.is_terminal(x.state) or ", "function graph.act("),
+    single("promotion_forgets_the_delay", "edges", "a delayed member starts when its upstreams have ended",
+           "shared/graph.lua", "if due > p.now then", "if false then", "function graph.promote("),
+    single("applied_edge_holds_nobody", "edges", "a ready member goes on although an edge was applied",
+           "dependency.lua", 'graph.hold(p, x, "dependency")', "flows.touch(p, f)"),
+    single("circle_not_seen", "edges", "who depends on whom is looked at one step deep",
+           "dependency.lua", "list[#list + 1] = downs[i]", "", "local function leads_to("),
+    single("any_revision_will_do", "edges", "two who grow a flow do not see each other",
+           "dependency.lua", "if a.expected_graph_revision ~= f.revision then", "if false then"),
+)  # fmt: skip
+
+COUNTS = (
+    single("member_not_counted", "I12", "the counter of the state it leaves stands",
+           "shared/flows.lua", "if left then flows.add(p, f, left, -1) end", "", "function flows.count("),
+    single("flow_ends_too_early", "I12", "the edges of the last ones are not waited for",
+           "shared/flows.lua", 'if f.state ~= "live" or f.resolving > 0 then', 'if f.state ~= "live" then'),
+    single("flow_never_ends", "I12", "the end of its last member is not looked at",
+           "shared/flows.lua", "if f.look then decide(p, f) end", ""),
+    single("every_failure_fails_the_flow", "I12", "an edge that provides for it makes no difference",
+           "shared/graph.lua", "if not handled then flows.unhandled(p, f, x, item.outcome) end",
+           "flows.unhandled(p, f, x, item.outcome)"),
+    single("no_failure_fails_the_flow", "I12", "green, whatever has failed",
+           "shared/flows.lua", 'flows.add(p, f, "failures", 1)', 'flows.add(p, f, "failures", 0)'),
+    single("waiters_of_flows_not_told", "waiters", "whoever awaits a flow polls",
+           "shared/flows.lua", "wake.waiters(p, f, outcome)", "", "local function decide("),
+    single("reopened_flow_stays_ended", "I12", "a replay within a flow that has ended leaves it so",
+           "shared/flows.lua", 'flows.set(p, f, "state", "live")\n', "", "function flows.count("),
+    single("skip_is_not_told_on", "I11", "who is skipped skips nobody",
+           "shared/flows.lua", 'if x.outs then\n', 'if x.outs and to ~= "skipped" then\n', "function flows.count("),
+)  # fmt: skip
+
+CASCADES = (
+    single("remaining_go_on", "cancel", "the rest of a decided group runs to its end for nobody",
+           "shared/graph.lua", 'if word == "s" and g.on == "c" and', 'if word == "s" and g.on == "C" and'),
+    single("shared_upstream_cancelled", "cancel", "that somebody else waits for it is not asked",
+           "shared/cascade.lua", "if is_needed(p, x.id, item.id) then return end", ""),
+    single("only_the_nearest_cancelled", "cancel", "what only a cancelled one needed runs on",
+           "shared/cascade.lua", "and x.deps then", "and x.deps == 0 then"),
+    single("flow_cancel_spares_the_begun", "cancel", "cancel_all as if it were cancel_pending",
+           "shared/cascade.lua", '(f.policy == "cancel_all" or not x.lease_id)', "not x.lease_id"),
+    single("cancelled_flow_starts_members", "cancel", "the claim does not look at the flow",
+           "shared/claim.lua", "if stopped then return stopped end", ""),
+    single("parent_leaves_its_children", "cancel", "a cancelled parent's children run on",
+           "shared/flows.lua", 'if to == "cancelled" and x.children then', "if false then"),
+    single("let_go_and_cancelled", "cancel", "that a child was let go is written and not looked at",
+           "shared/cascade.lua", ' and not string.find(row.flags or "", "x", 1, true)', ""),
+    single("replay_reopens_nobody", "replay", "what was skipped stays skipped",
+           "shared/cascade.lua", "if x.outs and not x.reopening then flows.queue(", "if x.outs == 0 then flows.queue("),
+    single("replay_runs_the_skipped", "replay", "a skipped member runs although its upstreams stand as they did",
+           "shared/cascade.lua", 'if g and word == "i" then', "if false then"),
+)  # fmt: skip
+
+GRAPHS = (
+    single("staged_graph_runs", "I11", "roots of a graph that is still being sent are ready",
+           "graph.lua", "node.blocked = n > 0 or not live", "node.blocked = n > 0"),
+    single("chunk_taken_twice", "submit", "a chunk that was sent again brings other members",
+           "graph.lua", "if a.chunk < f.chunk then", "if false then"),
+    single("graph_taken_twice", "submit", "the digest is kept and not compared",
+           "graph.lua", "if f.digest ~= a.digest then", "if false then"),
+    single("published_roots_wait", "submit", "the last chunk publishes and nobody is let go",
+           "graph.lua", "publish(p, f, 1)", ""),
+    single("child_spawned_twice", "I22", "the step that made the child is not looked at",
+           "spawn.lua", 'if was == "ok" or was == "fatal" then', "if false then"),
+    single("parent_waits_for_good", "I11", "the last child it waits for does not wake it",
+           "shared/graph.lua", 'if waits == "*" then met = left == 0', 'if waits == "*" then met = false',
+           "local function child_ended("),
+    single("parent_waits_for_any", "I11", "the first child that ends wakes it",
+           "shared/graph.lua", 'if waits == "*" then met = left == 0', 'if waits == "*" then met = true',
+           "local function child_ended("),
+    single("awaited_after_the_end", "I11", "a parent waits for children that have ended already",
+           "shared/graph.lua", "if left == 0 then return 0 end", "", "function graph.await("),
+    single("lane_purges_members", "retention", "members go one by one, and their flow stays without them",
+           "retention.lua", "local f = x and flow_of(p, x)\n    if f and not due_by_age then",
+           "local f = nil\n    if f and not due_by_age then"),
+    single("flow_outlives_its_members", "I12", "the members are purged, the flow's own record is not",
+           "shared/purge.lua", 'redis.call("ZREM", keys.flows(p), f.id)', ""),
+)  # fmt: skip
+
+FLOWS = EDGES + COUNTS + CASCADES + GRAPHS
