@@ -149,7 +149,7 @@ def join_of(after: Any) -> Join | None:
     for node in nodes:
         if not isinstance(node, Node):
             hint = ": a join stands alone, put a task after it" if isinstance(node, Join) else ""
-            hint = ": give one flat list" if isinstance(node, list | tuple) else hint
+            hint = ": give one flat list" if type(node) in (list, tuple) else hint
             raise InvalidArgument(f"after has {checks.shown(node)} in it, which is no node of a flow{hint}")
     return Join("all_of", cast("list[Node[Any]]", nodes), len(nodes)) if nodes else None
 

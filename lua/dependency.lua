@@ -18,26 +18,6 @@ local function member(p, fid, id)
   return x
 end
 
--- Whether there is a way from one execution to another along the edges; nil when too many would have to be looked at.
-function graph.leads_to(p, from, to)
-  local seen, list, at, looked = { [from] = true }, { from }, 1, 0
-  while list[at] do
-    looked = looked + 1
-    if looked > LIMITS.CYCLE_SEARCH_N then return nil end
-    local downs = redis.call("LRANGE", keys.outgoing(p, list[at]), 0, LIMITS.CYCLE_SEARCH_N)
-    if #downs > LIMITS.CYCLE_SEARCH_N then return nil end
-    at = at + 1
-    for i = 1, #downs do
-      if downs[i] == to then return true end
-      if not seen[downs[i]] then
-        seen[downs[i]] = true
-        list[#list + 1] = downs[i]
-      end
-    end
-  end
-  return false
-end
-
 -- Add an edge to a graph, provided that it is the one the caller saw.
 define {
   name    = "ff_stage_dependency_edge",
@@ -81,7 +61,7 @@ define {
     if order > LIMITS.FLOW_CHUNK_EDGES_N then return reply.reject("flow_too_large", LIMITS.FLOW_CHUNK_EDGES_N .. " upstreams") end
     local uphill = tonumber(from.node) > tonumber(to.node)
     if uphill or f.uphill then
-      local back = graph.leads_to(p, down, up)
+      local back = cascade.leads_to(p, down, up)
       if back then return reply.reject("cycle_detected", p.id_prefix .. down) end
       if back == nil then return reply.reject("flow_too_large", "more than " .. LIMITS.CYCLE_SEARCH_N .. " executions to look for a circle in") end
     end

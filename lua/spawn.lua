@@ -64,7 +64,7 @@ local function taken(p, x, a)
   end
   -- It would wait for others that wait for its parent, and its parent for it.
   if not is_child and not state.is_terminal(y.state) then
-    local back = y.deps and graph.leads_to(p, x.id, a.child_id)
+    local back = y.deps and cascade.leads_to(p, x.id, a.child_id)
     if back then return reply.reject("idempotency_conflict", full .. " waits for its parent already, by way of others") end
     if back == nil and y.deps then return reply.reject("flow_too_large", "more than " .. LIMITS.CYCLE_SEARCH_N .. " executions to look for a circle in") end
   end

@@ -13,7 +13,7 @@ from typing import Final
 
 ELSEWHERE: Final = ("tests/packaging", "tests/chaos", "tests/cluster")
 """Targets of their own."""
-LUA: Final = ("tests/lua", "tests/conformance", "tests/unit", "tests/security")
+LUA: Final = ("tests/lua", "tests/conformance", "tests/security")
 
 
 def command(*words: str) -> list[str]:

@@ -12,6 +12,7 @@
 local cascade = {}
 do -- a chunk may hold 200 locals
 
+local EDGES_SEARCHED_N = 4 * LIMITS.CYCLE_SEARCH_N   -- a search looks at so many: two milliseconds
 local REASONS = { not_needed = "enough of the others have succeeded", parent_cancelled = "its parent was cancelled" }
 
 -- Cancel a member for the flow's sake, if it has not ended and owes nothing. Answers whether it has ended by this.
@@ -19,6 +20,25 @@ function cascade.cancel_member(p, x, reason, source)
   if state.is_terminal(x.state) or x.pending_outcome then return false end
   attempt.request_cancel(p, x, reason, source)
   return state.is_terminal(x.state)
+end
+
+-- Whether there is a way from one execution to another along the edges; nil when too many would have to be looked at.
+function cascade.leads_to(p, from, to)
+  local seen, list, at, edges = { [from] = true }, { from }, 1, 0
+  while list[at] do
+    if at > LIMITS.CYCLE_SEARCH_N then return nil end
+    local downs = redis.call("LRANGE", keys.outgoing(p, list[at]), 0, LIMITS.CYCLE_SEARCH_N)
+    at, edges = at + 1, edges + #downs
+    if edges > EDGES_SEARCHED_N then return nil end
+    for i = 1, #downs do
+      if downs[i] == to then return true end
+      if not seen[downs[i]] then
+        seen[downs[i]] = true
+        list[#list + 1] = downs[i]
+      end
+    end
+  end
+  return false
 end
 
 -- ---- upstreams and children ----------------------------------------------------------------------------------------

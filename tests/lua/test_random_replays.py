@@ -134,6 +134,6 @@ class Chaos:
         raise AssertionError("\n".join(["it never ends", *self.story]))
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(8))
 async def test_whatever_runs_again_all_counts_stay_right(slow: Engine, seed: int) -> None:
     await Chaos(slow, seed).run(60)

@@ -29,7 +29,7 @@ EDGES = (
     single("hopeless_quorum_waits", "edges", "that too few are left is not looked at",
            "shared/graph.lua", 'or g.bad > 0 and g.n - g.bad < g.k and "i" or "p"', 'or g.bad == g.n and "i" or "p"'),
     single("late_input_is_an_input", "edges", "what came after the group was decided changes what a retry is given",
-           "shared/graph.lua", 'good and (pending and "S" or "s") or "I"', 'good and "S" or "I"'),
+           "shared/graph.lua", '(g.state == "s" and not pending and "s" or "S")', '"S"'),
     single("edge_stops_running_work", "edges", "a decided group acts whatever its execution does",
            "shared/graph.lua", 'if x.state ~= "blocked" or x.reason ~= "waiting_for_children" or ',
            "if state.is_terminal(x.state) or ", "function graph.act("),
@@ -38,7 +38,7 @@ EDGES = (
     single("applied_edge_holds_nobody", "edges", "a ready member goes on although an edge was applied",
            "dependency.lua", 'graph.hold(p, x, "dependency")', "flows.touch(p, f)"),
     single("circle_not_seen", "edges", "who depends on whom is looked at one step deep",
-           "dependency.lua", "list[#list + 1] = downs[i]", "", "local function leads_to("),
+           "shared/cascade.lua", "list[#list + 1] = downs[i]", "", "function cascade.leads_to("),
     single("any_revision_will_do", "edges", "two who grow a flow do not see each other",
            "dependency.lua", "if a.expected_graph_revision ~= f.revision then", "if false then"),
 )  # fmt: skip
