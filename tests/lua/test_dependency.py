@@ -51,6 +51,7 @@ async def test_what_no_edge_can_be_is_refused(engine: Engine) -> None:
     again = await staging(engine, flow, ids[0], ids[1], 2)
     await engine.refused("dependency_already_exists", again)
     await engine.refused("dependency_already_exists", args, downstream_execution_id=ids[2])
+    await engine.refused("dependency_already_exists", args, dependency_kind="on_failure")
     await engine.call(c.CancelFlowArgs(flow_id=flow, reason="enough", cancellation_policy=FLOW_ONLY))
     await engine.refused("flow_already_terminal", again)
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 import ffcore.contracts as c
+from tests.lua.edges import applying, grown, staging
 from tests.lua.engine import P0, TTL, Engine, cancel, completion, delay, failure, retries, unclaim
+from tests.lua.graphs import chunk, chunks, row, spawning
 from tests.lua.test_block import block
 from tests.lua.test_claim import finishing
 from tests.lua.test_grant import claim, issue, reclaim, reissue, resume
@@ -110,9 +112,50 @@ async def reclaim_granted(engine: Engine) -> Any:
     return reclaim(id)
 
 
+# ---- flows
+
+
+async def create_flow(engine: Engine) -> Any:
+    return c.CreateFlowArgs(flow_id=engine.new_id(), flow_kind="graph", namespace="default")  # type: ignore[arg-type]
+
+
+async def add_member(engine: Engine) -> Any:
+    flow, _ = await grown(engine, 1)
+    return c.AddExecutionToFlowArgs(flow_id=flow, execution_id=await engine.submit())
+
+
+async def apply_edge(engine: Engine) -> Any:
+    flow, ids = await grown(engine, 2)
+    await engine.call(await staging(engine, flow, *ids))
+    return await applying(engine, flow, *ids)
+
+
+async def set_policy(engine: Engine) -> Any:
+    flow, ids = await grown(engine, 2)
+    return c.SetEdgeGroupPolicyArgs(flow_id=flow, downstream_execution_id=ids[1], policy=c.EdgeAnyOf())
+
+
+async def submit_flow(engine: Engine) -> Any:
+    return chunk(engine.new_id(), [row(engine.new_id())])
+
+
+async def submit_chunk(engine: Engine) -> Any:
+    return chunks(engine.new_id(), [row(engine.new_id()) for _ in range(2)], 1)[0]
+
+
+async def cancel_flow(engine: Engine) -> Any:
+    flow, _ = await grown(engine, 1)
+    return c.CancelFlowWireArgs(flow_id=flow, reason="", cancellation_policy=c.CancelFlowPolicy.CANCEL_ALL)
+
+
+async def spawn(engine: Engine) -> Any:
+    return spawning(await engine.running(), engine.new_id(), engine.new_id())
+
+
 CALLS: tuple[Prepare, ...] = (
     create, create_many, create_purged, claim_batch, complete, complete_many, fail, fail_for_good, put_off, hand_back,
     cancel_waiting, cancel_running, block_ready, grant, claim_granted, claim_resumed, reclaim_grant, reclaim_granted,
+    create_flow, add_member, apply_edge, set_policy, submit_flow, submit_chunk, cancel_flow, spawn,
 )  # fmt: skip
 
 

@@ -147,7 +147,7 @@ _NEAR = {
     "attempt": "lease outcome cancel bounds", "cascade": "flow_replay random_dags", "claim": "bounds",
     "control": "lease cancel", "dependency": "graph flow_check", "due": "tick", "fence": "outcome",
     "flow": "whole_flow", "flows": "flow graph random_dags", "grant": "replays",
-    "graph": "submit_flow dependency random_dags", "holds": "hold", "lanes": "lane",
+    "graph": "submit_flow submit_refusals dependency random_dags", "holds": "hold", "lanes": "lane",
     "partition": "tick lease gate migration", "policy": "execution", "purge": "flow_retention retention",
     "queue": "order claim", "record": "outcome migration", "repair": "check", "retention": "worker flow_retention",
     "state": "terminal_door control outcome", "submission": "execution submit_flow", "timers": "tick",

@@ -160,8 +160,8 @@ def drop_refusal(text: str, plain: str) -> Iterator[Edit]:
 
 
 OPERATORS: dict[str, tuple[Operator, int]] = {
-    "drop_write": (drop_write, 20), "off_by_one": (off_by_one, 10), "swap_writes": (swap_writes, 8),
-    "negate": (negate, 8), "drop_conjunct": (drop_conjunct, 8), "drop_refusal": (drop_refusal, 8),
+    "drop_write": (drop_write, 9), "off_by_one": (off_by_one, 4), "swap_writes": (swap_writes, 3),
+    "negate": (negate, 3), "drop_conjunct": (drop_conjunct, 3), "drop_refusal": (drop_refusal, 3),
 }  # fmt: skip
 """Each with how many of it a run takes."""
 

@@ -390,6 +390,8 @@ def operator(scene: Scene, name: str) -> Talk:
         call: Args[Any] = spawning(scene, job, rng.randrange(12))
         if rng.random() < 0.5:
             call = waiting(scene, job, [])
+            if rng.random() < 0.4:
+                call = msgspec.structs.replace(call, fence=None, source=OPERATOR)
         yield from ask(call)
         yield None
 
