@@ -171,7 +171,9 @@ async def test_secrets_are_rotated_on_every_node_and_open_gates_keep_their_token
     desk = Desk(app)
     desk.pause = 0.0
     async with app.client() as client, working(app, concurrency=JOBS_N):
-        before: list[ff.Job[Any]] = list(await client.submit_many(desk.task, [None] * JOBS_N))
+        # By key they lie on every node; without, a few jobs share a partition or two.
+        keys = [[f"{when} {n}" for n in range(JOBS_N)] for when in ("before", "after")]
+        before: list[ff.Job[Any]] = list(await client.submit_many(desk.task, [None] * JOBS_N, keys=keys[0]))
         await until(lambda: len(desk.tokens) == JOBS_N, "every handler to ask", 30)
         ring.write_text(f"old {OLD}\nnew {NEW}\n")
         done = await backend.call(
@@ -179,7 +181,7 @@ async def test_secrets_are_rotated_on_every_node_and_open_gates_keep_their_token
         )
         assert not done.failed
         assert {entry.partition for entry in done.entries} == set(range(16)), "all partitions, wherever they lie"
-        after: list[ff.Job[Any]] = list(await client.submit_many(desk.task, [None] * JOBS_N))
+        after: list[ff.Job[Any]] = list(await client.submit_many(desk.task, [None] * JOBS_N, keys=keys[1]))
         await until(lambda: len(desk.tokens) == 2 * JOBS_N, "the later handlers to ask", 30)
         kids = {job.id: desk.tokens[job.id].split(".")[4] for job in (*before, *after)}
         assert kids == {job.id: "old" for job in before} | {job.id: "new" for job in after}
