@@ -135,8 +135,10 @@ async def test_two_of_three_decide(url: str, env: dict[str, str]) -> None:
 
 
 async def test_a_provider_posts_twice_and_the_payment_settles_once(url: str, env: dict[str, str]) -> None:
-    out = run(env, "examples.callback").splitlines()
-    assert sorted(out) == ["81 settled as ref-81", "provider: 204", "provider: 204"]
+    out = run(env, "examples.callback")
+    # Two threads print: a line of one may fall between the other's text and its end.
+    assert out.count("provider: 204") == 2 and out.count("81 settled as ref-81") == 1
+    assert "".join(sorted("".join(out.split()))) == "".join(sorted("81settledasref-81" + 2 * "provider:204"))
 
 
 async def test_an_agent_goes_on_where_its_killed_worker_was(url: str, env: dict[str, str], tmp_path: Path) -> None:
