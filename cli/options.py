@@ -72,6 +72,16 @@ def with_password(url: str, file: str) -> str:
     return f"{scheme}://{login if at else ''}:{quote(password, safe='')}@{where}"
 
 
+replay_mode = click.option(
+    "--mode",
+    type=click.Choice(["resume", "fresh"]),
+    default="resume",
+    show_default=True,
+    help="resume keeps finished steps, fresh clears them.",
+)
+"""Of every command that runs something again."""
+
+
 def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     if value and param.name:
         setattr(ctx.ensure_object(Settings), param.name, value)

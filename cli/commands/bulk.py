@@ -16,7 +16,7 @@ import click
 
 from ffsdk.listing import public_state
 
-from ..options import Command, Settings, pass_settings
+from ..options import Command, Settings, pass_settings, replay_mode
 from ..render import Column, Out
 from ..store import executions, in_chunks, lane_names, opened, run
 
@@ -172,7 +172,7 @@ def cancel_many(settings: Settings, chosen: Chosen, reason: str) -> None:
 
 @click.command("replay-many", cls=Command)
 @_chosen(ENDED)
-@click.option("--mode", type=click.Choice(["resume", "fresh"]), default="resume", show_default=True)
+@replay_mode
 @pass_settings
 def replay_many(settings: Settings, chosen: Chosen, mode: Any) -> None:
     """Run every job that matches and has ended again; without --state, those that failed."""

@@ -11,7 +11,7 @@ import click
 from ffcore import ids, limits
 from ffcore.ids import FlowId
 
-from ..options import Group, Settings, pass_settings
+from ..options import Group, Settings, pass_settings, replay_mode
 from ..render import STYLES, Column, Record, ago, instant
 from ..store import client_of, opened, run
 from .bulk import agreed
@@ -372,13 +372,7 @@ def _tell_cancelled(settings: Settings, flow_id: str, answer: CancelFlowResult) 
 
 @flow.command()
 @click.argument("flow_id", metavar="ID")
-@click.option(
-    "--mode",
-    type=click.Choice(["resume", "fresh"]),
-    default="resume",
-    show_default=True,
-    help="resume keeps finished steps, fresh clears them.",
-)
+@replay_mode
 @pass_settings
 def replay(settings: Settings, flow_id: str, mode: Any) -> None:
     """Run the jobs of a flow again that failed, expired or were cancelled; what was skipped waits for them again."""

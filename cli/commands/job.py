@@ -9,7 +9,7 @@ import click
 
 from ffsdk.listing import public_state
 
-from ..options import Group, Settings, pass_settings
+from ..options import Group, Settings, pass_settings, replay_mode
 from ..render import Column, Record, ago, instant, moment, plain
 from ..store import client_of, executions, opened, run, transitions
 from ..store import execution_id as checked
@@ -415,13 +415,7 @@ def cancel(settings: Settings, execution_id: str, reason: str, force: bool) -> N
 
 @job.command()
 @click.argument("execution_id", metavar="ID")
-@click.option(
-    "--mode",
-    type=click.Choice(["resume", "fresh"]),
-    default="resume",
-    show_default=True,
-    help="resume keeps finished steps, fresh clears them.",
-)
+@replay_mode
 @pass_settings
 def replay(settings: Settings, execution_id: str, mode: Any) -> None:
     """Run a job that has ended again, under the same id."""
