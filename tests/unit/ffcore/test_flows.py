@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,14 @@ def node(place: int, *upstreams: int | tuple[int, str], **changes: Any) -> FlowN
     return FlowNode(**fields)
 
 
-def graph(*nodes: FlowNode) -> flows.Graph:
-    return flows.compile_graph(FLOW, PLANS, nodes)
+def graph(*nodes: FlowNode, plans: Sequence[FlowPlan] = PLANS) -> flows.Graph:
+    steps = flows.compiling(FLOW, plans, nodes)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            compiled: flows.Graph = done.value
+            return compiled
 
 
 # ---- ids -----------------------------------------------------------------------------------------------
@@ -243,7 +250,7 @@ def test_a_graph_that_cannot_be_meant_is_refused_whole(nodes: list[FlowNode], co
 
 def test_a_graph_needs_a_task() -> None:
     with pytest.raises(InvalidArgument, match="no plans"):
-        flows.compile_graph(FLOW, [], [node(0)])
+        graph(node(0), plans=[])
 
 
 def test_a_graph_is_refused_before_it_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
