@@ -146,8 +146,8 @@ class Graph(NamedTuple):
 def compiling(
     flow_id: FlowId, plans: Sequence[FlowPlan], nodes: Sequence[FlowNode]
 ) -> Generator[None, None, Graph]:  # fmt: skip
-    """Check a graph and sort it, or refuse it with what is wrong and where. A row's plan is its place in `plans`. In short
-    steps, for an event loop that has others to serve: 100,000 nodes are seconds."""
+    """Check a graph and sort it, or refuse it with what is wrong and where. A row's plan is its place in `plans`. In
+    short steps, for an event loop that has others to serve: 100,000 nodes are seconds."""
     _check_size(plans, nodes)
     edge_total = yield from _check_nodes(flow_id, plans, nodes)
     order = topological(nodes)
