@@ -75,7 +75,7 @@ cluster: venv ## Run the tests on a Valkey Cluster of their own: failover, slot 
 sim: venv ## Simulate 288 seeded runs with faults at every call (SEED=7, RUNS=1000 STEPS=5000)
 	$(PY) -m tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(RUNS),--runs $(RUNS)) $(if $(STEPS),--steps $(STEPS)) $(ARGS)
 
-mutants: venv ## Break the Lua on purpose, 220 ways, and see each noticed (ONLY=fence, ARGS=--list, ARGS=--all)
+mutants: venv ## Break the Lua on purpose, 260 ways, and see each noticed (ONLY=fence, ARGS=--list, ARGS=--all)
 	$(PY) -m tests.mutants --only "$(ONLY)" $(ARGS)
 
 bench: venv ## Measure: prints numbers and the machine, asserts nothing

@@ -16,7 +16,8 @@ from bench.harness import Row, Size
 
 NAMES = (
     "drain", "submit", "latency", "functions", "memory", "backlog", "partitions", "recovery", "idle", "ticks",
-    "waiters", "streams", "durable", "flows", "purge", "startup",
+    "waiters", "streams", "durable", "flows", "routing", "fairness", "budgets", "admission", "behind", "schedules",
+    "purge", "startup",
 )  # fmt: skip
 
 

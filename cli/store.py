@@ -177,7 +177,7 @@ async def lane_record(backend: Backend, name: str) -> dict[str, Any]:
         "lane": name,
         "state": states.pop() if len(states) == 1 else "mixed",
         **depth,
-        "held": sum(one.counts.get("blocked", 0) for one in counts),
+        "held": sum(one.counts.get("blocked", 0) + one.held for one in counts),
         "oldest_age_s": round(max(0, counts[0].now_ms - min(oldest)) / 1000, 3) if oldest else 0.0,
         "idle_workers": max(one.parked for one in counts),
     }

@@ -23,7 +23,7 @@ from ffcore.args import Args  # noqa: E402
 
 READS = frozenset("""
     exists get hexists hget hgetall hkeys hlen hmget hscan hstrlen info|memory lindex llen lrange pttl scan strlen time
-    type xinfo xlen xrange xrevrange zcard zcount zmscore zrange zscan zscore
+    type xinfo xlen xrange xrevrange zcard zcount zmscore zrange zscan zrank zscore
 """.split())
 """Commands of lua/ that only read. A new one counts as one that writes until it stands here; a test asks a server."""
 

@@ -22,6 +22,7 @@ import msgspec
 import ffcore.contracts as contracts
 from ffbackend_valkey import keys
 from ffbackend_valkey.library import Library, Signature
+from ffcore.admission import number
 from ffcore.args import Args, Outcome
 from ffcore.contracts.lease import LeaseFence
 from ffcore.contracts.partition import Partition
@@ -30,8 +31,15 @@ from ffcore.ids import partition_of
 from ffcore.wire import pack_pairs
 
 Word = bytes | str | int | float
-_ROUTES: Final = ("partitions", "at", "partition", "execution_id", "flow_id")
+_ROUTES: Final = (
+    "partitions", "at", "partition", "budget_id", "quota_policy_id", "unique_id", "schedule_id", "execution_id",
+    "flow_id",
+)  # fmt: skip
 """Fields that say where a call goes; the first one a struct has is used."""
+_ABOUT: Final = (
+    "execution_id", "flow_id", "budget_id", "quota_policy_id", "unique_id", "schedule_id", "lane_id", "at", "partition",
+)  # fmt: skip
+"""Fields that say what a call is about, the narrowest first."""
 
 
 # ---- requests ----------------------------------------------------------------------------------------
@@ -149,7 +157,9 @@ class _Decoders:
     a job, and a chain of small calls per field would cost more than the store does."""
 
     def __init__(self) -> None:
-        self.names: dict[str, Any] = {"_pairs": _pairs, "_int_pairs": _int_pairs}
+        self.names: dict[str, Any] = {
+            "_pairs": _pairs, "_int_pairs": _int_pairs, "_number": _number, "_number_pairs": _number_pairs,
+        }  # fmt: skip
         self._structs: dict[type, str] = {}
 
     def _name(self, prefix: str, value: Any) -> str:
@@ -166,12 +176,16 @@ class _Decoders:
             return self.expression(inner[0], var)
         if origin is Literal:
             return f"{var}.decode()"
+        if hint == int | float:
+            return f"_number({var})"
         if origin in (Union, types.UnionType):
             (real,) = [a for a in inner if a is not type(None)]
             return f"(None if {var} is None or {var} == b'' else {self.expression(real, var)})"
         if origin in (list, Iterable):
             return f"[{self.expression(inner[0], 'i')} for i in {var}]"
         if origin is dict:
+            if inner[1] == int | float:
+                return f"_number_pairs({var})"
             return f"_int_pairs({var})" if inner[1] is int else f"_pairs({var})"
         if hint is int:
             return f"int({var})"
@@ -226,6 +240,15 @@ def _pairs(raw: list[Any]) -> dict[str, str]:
 
 def _int_pairs(raw: list[Any]) -> dict[str, int]:
     return {raw[i].decode(): int(raw[i + 1]) for i in range(0, len(raw), 2)}
+
+
+def _number(raw: Any) -> int | float:
+    """An amount: a decimal as text."""
+    return number(_text(raw))
+
+
+def _number_pairs(raw: list[Any]) -> dict[str, int | float]:
+    return {raw[i].decode(): _number(raw[i + 1]) for i in range(0, len(raw), 2)}
 
 
 def _text(raw: Any) -> str:
@@ -325,7 +348,7 @@ class Binding:
 
 def _about(args: Args[Any] | None) -> str:
     """What a call was about, for an error's text: the narrowest thing its arguments name."""
-    found = (getattr(args, name, None) for name in ("execution_id", "flow_id", "lane_id", "partition"))
+    found = (getattr(args, name, None) for name in _ABOUT)
     return next((str(value) for value in found if value), "")
 
 

@@ -127,7 +127,7 @@ def _chunks(args: SubmitFlowArgs, graph: Graph) -> list[SubmitFlowWireArgs]:
     edges_n = size_n = 0
 
     for row, more_edges in zip(graph.rows, graph.edges, strict=True):
-        more = len(row.payload or b"") + len(row.tags or b"")
+        more = len(row.payload or b"") + len(row.tags or b"") + len(row.admission or "")
         if rows and (
             len(rows) == limits.FLOW_CHUNK_N
             or edges_n + more_edges > limits.FLOW_CHUNK_EDGES_N

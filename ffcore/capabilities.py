@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from ffcore import checks
 from ffcore.errors import InvalidArgument
 
 _COMPARISON: Final = re.compile(r"([^<>=!\s,]+)(==|!=|>=|<=|=|>|<)([^<>=!\s,]+)")
@@ -64,8 +65,10 @@ class Capabilities:
         self.tokens = frozenset(tokens)
         self._versions: dict[str, list[str]] = {}
         for token in self.tokens:
-            if not isinstance(token, str) or not token or "," in token or any(c.isspace() for c in token):
+            if not isinstance(token, str) or any(c.isspace() for c in token):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise InvalidArgument(f"capability {token!r:.60}: use a word without spaces and commas")
+        checks.capabilities(self.tokens)
+        for token in self.tokens:
             parsed = _parse(token)
             if parsed is None:
                 continue

@@ -94,6 +94,7 @@ class Rejected(EngineError):
 class NotFound(Rejected, codes=(
     "execution_not_found", "attempt_not_found", "flow_not_found", "budget_not_found", "quota_policy_not_found",
     "waitpoint_not_found", "stream_not_found", "lane_not_found", "worker_not_found", "task_not_found",
+    "schedule_not_found",
 )):
     """No record of that id. Detail `purged`: it existed and retention removed it."""
 
@@ -164,13 +165,19 @@ class InvalidToken(Rejected, codes=("invalid_token", "missing_token", "waitpoint
 class BudgetExceeded(Rejected, codes=("budget_exceeded", "budget_soft_exceeded")):
     """A budget's limit is reached; what was spent is recorded."""
 
+    budget_id: str = ""
+    """Which, where a handler's own spending passed it (`ctx.spend`)."""
+    dimension: str = ""
+    usage: float = 0
+    limit: float = 0
+
 
 class AdmissionDenied(Rejected, codes=("rate_limit_exceeded", "concurrency_limit_exceeded")):
     """A quota is used up; detail says when to try again, in milliseconds."""
 
 
 class Conflict(Rejected, codes=(
-    "budget_attach_conflict", "quota_attach_conflict", "rotation_conflict", "revision_conflict",
+    "budget_attach_conflict", "quota_attach_conflict", "rotation_conflict", "revision_conflict", "unique_held",
 )):
     """Somebody else's change came first; read again and decide."""
 
@@ -179,7 +186,7 @@ class Unauthorized(Rejected, codes=("unauthorized", "budget_override_not_allowed
     """The caller may not do this."""
 
 
-class StoreFull(Rejected, codes=("store_full",)):
+class StoreFull(Rejected, codes=("store_full", "lane_full")):
     """The store is above its high-water mark, or over its memory limit, and takes no new work; detail is retry_after in
     milliseconds. Nothing was written: send it again then, or give `submit` patience."""
 
@@ -199,6 +206,7 @@ OWN_CODES: Final = frozenset({
     "purging", "unknown_task", "too_many_names", "cursor_expired", "unsupported_policy", "missing_token",
     "revision_conflict", "store_full", "not_initialised", "journal_full", "version_pinned",
     "waitpoint_limit_exceeded", "flow_too_large",
+    "unique_held", "lane_full", "schedule_not_found",
 })
 """Codes this engine adds to the seed's; each is raised by at least one function."""
 

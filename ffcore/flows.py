@@ -162,7 +162,7 @@ def compiling(
         node = nodes[place]
         edges = ",".join([f"{number[up]}{KINDS[kind]}" for up, kind in node.upstreams])
         rows.append(NodeRow(node.execution_id, node.plan, node.digest, node.payload, node.fairness_key, node.tags,
-                            node.label, group_text(node.policy), edges))  # fmt: skip
+                            node.label, group_text(node.policy), edges, node.admission))  # fmt: skip
         counts.append(len(node.upstreams))
     return Graph(rows, counts, edge_total)
 

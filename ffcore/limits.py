@@ -162,5 +162,38 @@ INPUTS_BYTES: Final = 64 << 10
 """Results of upstreams a claim's answer takes along; the rest is read by `ReadUpstreamsArgs`."""
 STAGING_MS: Final = 3_600_000
 """How long a graph may be in the sending before what there is of it is removed."""
+ADMISSIONS_N: Final = 16
+"""Budgets, quotas and unique keys of one execution."""
+ADMISSION_BYTES: Final = 4 << 10
+DIMENSIONS_N: Final = 32
+"""Of one budget."""
+HALT_MS: Final = 5_000
+"""How long a queue that was refused by a budget or a quota waits at most before it is asked for again."""
+WAITING_MS: Final = 24 * 3600 * 1000
+"""How long a budget remembers a queue it has refused, from the last time."""
+RESERVATION_MS: Final = 60_000
+"""How often a reservation that is past its lease is looked at in the partition of its execution."""
+REPORT_KEYS_MS: Final = 24 * 3600 * 1000
+"""How long the key of a report is remembered."""
+SPENDERS_N: Final = 10_000
+"""Executions of a budget whose spending is kept apart."""
+DEAD_WORKERS_MS: Final = 3_600_000
+"""How long a worker that gives no more sign of life is remembered as dead."""
+DEAD_WORKERS_N: Final = 1_000
+"""So many of them at most; the longest dead go first."""
+WEIGHT_MAX: Final = 100
+"""Weights of fairness keys, at most; at least one by it."""
+WEIGHTS_N: Final = 1_000
+QUOTA_N: Final = 1_000_000
+"""Starts of one window and places of one quota: each start is remembered, so that a window is exact."""
+QUOTA_WINDOW_S: Final = 366 * 24 * 3600
+SCHEDULES_N: Final = 100_000
+"""Schedules of one partition."""
+FIRES_N: Final = 100
+"""Schedules one tick answers of a partition, and one call fires."""
+SCHEDULE_SPEC_BYTES: Final = 2 << 10
+"""When a schedule fires, as text."""
+BACKFILL_N: Final = 1_000
+"""Executions one call of a backfill makes."""
 PARTITIONS: Final = 4
 """Default count for `ff init`; measured, see docs/decisions."""

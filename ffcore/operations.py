@@ -164,11 +164,12 @@ from ffcore.contracts.worker import (
     NoWork,
     WorkerGranted,
 )
+from ffcore.operations_admission import AdmissionOperations
 from ffcore.operations_durable import DurableOperations
 from ffcore.operations_flow import FlowOperations
 
 
-class Operations(DurableOperations, FlowOperations):
+class Operations(DurableOperations, FlowOperations, AdmissionOperations):
     """Mixed into a Backend, which brings `call`."""
 
     # ---- attempt

@@ -117,6 +117,7 @@ class ExecutionPolicy(msgspec.Struct, frozen=True, kw_only=True):
     fallback_policy: FallbackPolicy | None = None
     max_replay_count: int = 10
     budget_ids: list[BudgetId] = []
+    """Budgets it must be admitted by, without an estimate: it waits while one of them is used up."""
     routing_requirements: RoutingRequirements | None = None
     dedup_window_ms: int | None = None
     """How long the key of a purged execution stays taken; None: one day."""
@@ -136,7 +137,7 @@ class ExecutionPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 NOT_YET: Final = frozenset({
-    "fallback_policy", "preferred_locality", "isolation_level", "budget_ids", "suspension_policy", "stream_policy",
+    "fallback_policy", "preferred_locality", "isolation_level", "suspension_policy", "stream_policy",
 })
 """Fields of `ExecutionPolicy` or `RoutingRequirements` that no part of the engine reads yet."""
 

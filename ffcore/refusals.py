@@ -12,8 +12,12 @@ SAID: Final[dict[str, tuple[str, str]]] = {
     # ---- nothing there
     "execution_not_found": (
         "there is no such job here", "check the id and the store's URL; a purged one is gone, submit it again"),
+    "budget_not_found": ("there is no such budget", "check its name and namespace (`ff budget list`), or create it"),
     "lane_not_found": ("no such lane", "check its name: a lane exists from its first job or setting on"),
+    "quota_policy_not_found": (
+        "there is no such quota", "check its name and namespace (`ff quota list`), or create it"),
     "worker_not_found": ("no such worker", "see `ff worker list`"),
+    "schedule_not_found": ("no such schedule", "check its name and namespace (`ff schedule list`)"),
     "task_not_found": ("no worker has published this task", "check its name, or start a worker that has it"),
     # ---- whose job it is
     "stale_lease": ("the lease has passed to somebody else", "stop the handler and report nothing"),
@@ -80,8 +84,11 @@ SAID: Final[dict[str, tuple[str, str]]] = {
     # ---- somebody came first
     "idempotency_conflict": (
         "the key stands for another request", "use another key, or send the first task, payload and lane again"),
+    "unique_held": (
+        "another job holds this unique key", "leave it to that one, or say what to do then: action= of ff.Unique"),
     "revision_conflict": ("somebody else changed it first", "read it again and decide"),
     # ---- what was sent
+    "invalid_budget_scope": ("a budget cannot be of this", "use a name for scope_type and short text for scope_id"),
     "invalid_input": ("the store cannot take this value", "correct the argument that is named"),
     "invalid_frame_type": ("a frame's type must be a short word", "use 1 to 128 bytes of printable text, as in token"),
     "invalid_offset": ("there is no such place", "begin at the start, or at a cursor that was answered"),
@@ -91,6 +98,8 @@ SAID: Final[dict[str, tuple[str, str]]] = {
     "rotation_conflict": ("this rotation contradicts an earlier one", "choose a new kid for a new secret"),
     "invalid_kid": (
         "this kid does not sign here", "use the one that does, or rotate to this one (`ff secret rotate`)"),
+    "invalid_quota_spec": (
+        "a quota cannot have these limits", "use whole numbers from 0, and a window for a number of requests"),
     "invalid_policy_json": ("the policy cannot be read", "send a JSON object with the fields of ExecutionPolicy"),
     "unsupported_policy": ("this release does not honour a part of the policy", "leave that field out"),
     "invalid_tag_key": ("a tag's key has no namespace", "use lower case, a dot and a name, as in shop.tenant"),
@@ -99,6 +108,8 @@ SAID: Final[dict[str, tuple[str, str]]] = {
     "unknown_task": ("nobody has published this task", "pass lane=, or start a worker that has it"),
     "cursor_expired": (
         "the feed no longer holds what follows this cursor", 'begin anew: after="-" for all that is kept, or None'),
+    "lane_full": (
+        "the lane's line is as long as it may be", "try again later, give `submit` patience, or see `ff lane backlog`"),
     "store_full": ("the store takes no new work", "finish or purge work, raise maxmemory, or try again later"),
 }  # fmt: skip
 

@@ -18,6 +18,11 @@ def lane_name(lane: str) -> str:
     return f"lane:{lane}"
 
 
+def weights_name(lane: str) -> str:
+    """The record's name of its fairness weights."""
+    return f"weights:{lane}"
+
+
 STORE: Final = "store"
 
 

@@ -6,10 +6,21 @@ them here, so no reader interprets a record on its own.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import msgspec
+
 from ffcore.contracts.reads import StoredExecution
 from ffcore.contracts.views import AttemptSummary, ExecutionContext, ExecutionInfo, ExecutionSnapshot, LeaseSummary
 from ffcore.ids import AttemptId, AttemptIndex, FlowId, LeaseEpoch, LeaseId, Namespace, TimestampMs, WorkerInstanceId
-from ffcore.states import LifecyclePhase, PublicState, StateVector, vector
+from ffcore.states import (
+    BlockingReason,
+    EligibilityState,
+    LifecyclePhase,
+    PublicState,
+    StateVector,
+    vector,
+)
 
 LISTED: dict[PublicState, tuple[str, ...]] = {
     PublicState.WAITING: ("ready", "granted", "blocked"),
@@ -37,9 +48,38 @@ def number(stored: StoredExecution, *names: str) -> int:
 
 
 def state_of(stored: StoredExecution) -> StateVector:
-    """All seven dimensions."""
+    """All seven dimensions. A job in line whose queue is halted waits for a budget or a quota: its record does not say
+    so, the read adds it."""
     f = stored.fields
-    return vector(f["state"], f.get("reason"), f.get("next"), "started_at" in f)
+    found = vector(f["state"], f.get("reason"), f.get("next"), "started_at" in f)
+    halt = halt_of(stored)
+    if halt is None:
+        return found
+    budget = halt.kind == "b"
+    return msgspec.structs.replace(
+        found, public_state=PublicState.RATE_LIMITED,
+        eligibility_state=EligibilityState.BLOCKED_BY_BUDGET if budget else EligibilityState.BLOCKED_BY_QUOTA,
+        blocking_reason=BlockingReason.WAITING_FOR_BUDGET if budget else BlockingReason.WAITING_FOR_QUOTA,
+    )  # fmt: skip
+
+
+class Halt(NamedTuple):
+    """Why the queue a job stands in may not start anything now."""
+
+    kind: str
+    """``b``: a budget; anything else: a quota."""
+    resource: str
+    """The uuid of its id."""
+    until_ms: int
+    detail: str
+
+
+def halt_of(stored: StoredExecution) -> Halt | None:
+    text = stored.fields.get("halt")
+    if not text:
+        return None
+    kind, resource, until, *detail = text.split(" ", 3)
+    return Halt(kind, resource, int(until), detail[0] if detail else "")
 
 
 def due_at(stored: StoredExecution) -> int:
@@ -59,6 +99,9 @@ def attempts_n(stored: StoredExecution) -> int:
 
 def blocking_detail(stored: StoredExecution) -> str:
     """Free text beside the blocking reason; empty while nothing blocks."""
+    halt = halt_of(stored)
+    if halt is not None:
+        return halt.detail
     return stored.texts.get("blocking", "") if stored.fields["state"] == "blocked" else ""
 
 

@@ -286,12 +286,13 @@ class _Pass:
         for row in last.bytes:
             kept = sum(size for lane, size in self._sizes.values() if lane == row.lane)
             if kept != row.counted:
+                number, _, what = row.lane.partition(" ")
                 self.say(
                     "I6",
                     self.key,
-                    f"lane {row.lane} counts {row.counted} bytes kept, there are {kept}",
+                    f"lane {number} counts {row.counted} bytes {what or 'kept'}, there are {kept}",
                     "count again",
-                    f" bytes {row.lane}",
+                    f" {what or 'bytes'} {number}",
                 )
         if first.kid_counts != last.kid_counts:
             return

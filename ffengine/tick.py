@@ -10,15 +10,17 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 from ffcore.backend import Backend, Subscription
 from ffcore.contracts.settings import ListSettingsArgs
-from ffcore.contracts.upkeep import AckOutboxArgs, OutboxRef, OwedRow, TickArgs, Ticked, TickedPartition
+from ffcore.contracts.upkeep import TickArgs, Ticked, TickedPartition
 from ffcore.errors import EngineError, Rejected, Unavailable
 from ffcore.ids import PartitionKey
 from ffcore.settings import REGISTRY, catching_up
+from ffengine.post import Post
+from ffengine.schedules import fire
 
 log = logging.getLogger("flowfabric.ticker")
 
@@ -34,11 +36,6 @@ LIMIT: Final = 100
 SETTINGS_N: Final = 50
 """Records of settings brought to a partition in one round."""
 BACKOFF_S: Final = (0.05, 2.0)
-
-
-Deliver = Callable[[OwedRow], Awaitable[None]]
-"""Applies one effect that a partition owes to another. It may be called again for the same row: receivers keep the
-row's key and apply it once. Raising leaves the row owed."""
 
 
 class _Watch:
@@ -67,13 +64,11 @@ class Ticker:
         name: str,
         *,
         limit: int = LIMIT,
-        deliver: Mapping[str, Deliver] | None = None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
-        """deliver: by kind, how outbox rows are delivered; rows of other kinds stay owed, for a newer ticker."""
         self._backend, self._name, self._limit, self._clock = backend, name, limit, clock
-        self._deliver = dict(deliver or {})
+        self._post = Post(backend)
         self._rng = rng or random.Random()
         config = backend.config
         self._watches = {key: _Watch(key) for family in FAMILIES for key in config.keys(family)}
@@ -82,6 +77,8 @@ class Ticker:
         self._stopping = False
         self.rounds_n = 0
         """Calls made, for tests and status."""
+        self.fired_n = 0
+        """Schedules fired, or passed over."""
         self.done_n = 0
         """Timers and purges done."""
 
@@ -131,6 +128,7 @@ class Ticker:
         answers = await self._backend.call_all(calls)
         took = self._clock() - sent
         failed: EngineError | None = None
+        owed: list[Coroutine[Any, Any, int]] = []
         for answer in answers:
             if not isinstance(answer, Ticked):
                 failed = answer  # of one node of a cluster: the partitions of the others are looked after all the same
@@ -138,7 +136,10 @@ class Ticker:
             for row in answer.partitions:
                 self._take(row, later, took)
                 if row.owed:
-                    await self._pay(row.partition, row.owed)
+                    owed.append(self._post.deliver(row.partition, row.owed))
+                if row.schedules:
+                    owed.append(self._fire(row))
+        await asyncio.gather(*owed)
         if failed is not None:
             raise failed
         self.rounds_n += len(calls)
@@ -161,20 +162,17 @@ class Ticker:
                     watch.stuck_at = latest
                     break
 
-    async def _pay(self, partition: PartitionKey, rows: list[OwedRow]) -> None:
-        """Deliver what a partition owes to others, then acknowledge what was delivered."""
-        known = [row for row in rows if row.kind in self._deliver]
-        results = await asyncio.gather(*(self._deliver[row.kind](row) for row in known), return_exceptions=True)
-        paid: list[OutboxRef] = []
-        for row, result in zip(known, results, strict=True):
-            if result is None:
-                paid.append(OutboxRef(row.row))
-            elif isinstance(result, EngineError):
-                log.warning("outbox row %s of %s stays owed: %s", row.row, partition, result)
-            else:
-                raise result
-        if paid:
-            await self._backend.call(AckOutboxArgs(partition=partition, items=paid))
+    async def _fire(self, row: TickedPartition) -> int:
+        """Fire what is due, and come back when the next schedule is."""
+        watch = self._watches[row.partition]
+        done, next_at_ms = await fire(self._backend, row)
+        self.fired_n += done
+        if next_at_ms is not None:
+            # One that stays due although nothing moved is not asked for in a tight loop.
+            at = max(next_at_ms / 1000 - watch.offset_s, self._clock() + (0.0 if done else 0.01))
+            if at < watch.at:
+                watch.at, watch.routine = at, False
+        return done
 
     def _take(self, row: TickedPartition, later: float, took: float) -> None:
         watch, now = self._watches[row.partition], self._clock()

@@ -12,6 +12,7 @@ from ffsdk.connect import Durability
 
 if TYPE_CHECKING:
     from ffsdk import sync
+    from ffsdk.admit import Budget, Quota, Unique
     from ffsdk.app import App
     from ffsdk.children import Child
     from ffsdk.client import Client
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ffsdk.errors import (
         AdmissionDenied,
         BudgetExceeded,
+        Conflict,
         ContinueAs,
         EngineBug,
         EngineError,
@@ -62,8 +64,10 @@ if TYPE_CHECKING:
     from ffsdk.outcomes import Cancelled, Completed, Expired, Failed, Outcome, Skipped
     from ffsdk.payload import Payload
     from ffsdk.retry import Retry
+    from ffsdk.schedules import Schedule, ScheduleInfo
     from ffsdk.settings import LaneSettings, StoreSettings
     from ffsdk.signals import Signal, SignalAnswer
+    from ffsdk.spending import Spent
     from ffsdk.steps import StepInfo, step_info
     from ffsdk.streams import Frame
     from ffsdk.task import Task
@@ -74,6 +78,7 @@ if TYPE_CHECKING:
         FanOut,
         JobInfo,
         JobStatus,
+        LaneHalt,
         LaneStats,
         Progress,
         Reason,
@@ -81,15 +86,17 @@ if TYPE_CHECKING:
         Waitpoint,
     )
     from ffsdk.worker import Worker
+    from ffsdk.workers import WorkerInfo
 
 _WHERE = {
+    "admit": ("Budget", "Quota", "Unique"),
     "app": ("App",),
     "children": ("Child",),
     "client": ("Client",),
     "conditions": ("operator",),
     "context": ("Context",),
     "errors": (
-        "AdmissionDenied", "BudgetExceeded", "ContinueAs", "EngineBug", "EngineError", "Failure", "Fatal",
+        "AdmissionDenied", "BudgetExceeded", "Conflict", "ContinueAs", "EngineBug", "EngineError", "Failure", "Fatal",
         "GateTimeout", "IdempotencyConflict", "Incompatible", "InvalidArgument", "InvalidSignal", "InvalidToken",
         "JobCancelled", "JobEnded", "JobExpired", "JobFailed", "JobSkipped", "JournalFull", "NotAccepted", "NotFound",
         "NotInitialised", "Rejected", "RetryAfter", "SecretMissing", "StaleLease", "StepConflict", "StepInterrupted",
@@ -105,32 +112,35 @@ _WHERE = {
     "outcomes": ("Cancelled", "Completed", "Expired", "Failed", "Outcome", "Skipped"),
     "payload": ("Payload",),
     "retry": ("Retry",),
+    "schedules": ("Schedule", "ScheduleInfo"),
     "settings": ("LaneSettings", "StoreSettings"),
     "signals": ("Signal", "SignalAnswer"),
+    "spending": ("Spent",),
     "steps": ("StepInfo", "step_info"),
     "streams": ("Frame",),
     "task": ("Task",),
     "views": (
-        "Bulk", "Event", "Explanation", "FanOut", "JobInfo", "JobStatus", "LaneStats", "Progress", "Reason", "Step",
-        "Waitpoint",
+        "Bulk", "Event", "Explanation", "FanOut", "JobInfo", "JobStatus", "LaneHalt", "LaneStats", "Progress", "Reason",
+        "Step", "Waitpoint",
     ),
     "worker": ("Worker",),
+    "workers": ("WorkerInfo",),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
-    "App", "Task", "Retry", "Payload", "Context", "Worker",
+    "App", "Task", "Retry", "Payload", "Context", "Worker", "Budget", "Quota", "Unique",
     "Client", "connect", "sync", "Job", "Outcome", "Completed", "Failed", "Cancelled", "Expired", "Skipped",
     "JobStatus", "JobInfo", "Progress", "Explanation", "Reason", "Event", "LaneStats", "FanOut", "Bulk", "Frame",
     "Step", "Waitpoint", "Gate", "Signal", "SignalAnswer", "all_of", "any_of", "count", "operator", "quorum",
     "Flow", "Node", "Join", "Child", "FlowOutcome", "FlowMember", "Upstream",
-    "LaneSettings", "StoreSettings",
+    "LaneSettings", "StoreSettings", "LaneHalt", "WorkerInfo", "Schedule", "ScheduleInfo",
     "Failure", "Fatal", "RetryAfter", "ContinueAs", "StepConflict", "StepInterrupted", "JournalFull", "GateTimeout",
-    "InvalidSignal", "StepInfo", "step_info",
+    "InvalidSignal", "StepInfo", "step_info", "Spent",
     "JobEnded", "JobFailed", "JobCancelled", "JobExpired", "JobSkipped",
     "EngineError", "Rejected", "Unavailable", "EngineBug", "InvalidArgument", "NotInitialised", "Incompatible",
     "NotFound", "StaleLease", "WrongState", "IdempotencyConflict", "InvalidToken", "BudgetExceeded", "AdmissionDenied",
-    "StoreFull", "SecretMissing", "NotAccepted", "SubmitErrors", "Suspended",
+    "StoreFull", "Conflict", "SecretMissing", "NotAccepted", "SubmitErrors", "Suspended",
 ]  # fmt: skip
 
 

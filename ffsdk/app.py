@@ -24,6 +24,7 @@ from ffsdk.times import Duration
 
 if TYPE_CHECKING:
     from ffcore.backend import Backend
+    from ffsdk.admit import Budgets, Quotas
     from ffsdk.client import Client
     from ffsdk.context import Context
     from ffsdk.virtual import VirtualTime
@@ -110,16 +111,17 @@ class App:
     def task(
         self, fn: None = None, /, *, name: str | None = None, lane: str = "default", priority: int = 0,
         retry: Retry | None = None, timeout: Duration | None = None, deadline: Duration | None = None,
-        lease: Duration | None = None, requires: Iterable[str] | None = None, budget: object | None = None,
-        quota: object | None = None, fairness: str | None = None, isolation: Isolation = "auto", version: int = 1,
+        lease: Duration | None = None, requires: Iterable[str] | None = None, budget: Budgets | None = None,
+        quota: Quotas | None = None, fairness: str | None = None, isolation: Isolation = "auto", version: int = 1,
     ) -> Declare: ...  # fmt: skip
 
     def task(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         """Declare a task, as ``@app.task`` or ``@app.task(...)``.
 
         Options: name (default: the function's), lane, priority -100..100, retry, timeout (of an attempt), deadline
-        (of the job), lease, requires (capability tokens), fairness ("payload.tenant"), isolation, version. Spans
-        are seconds or timedelta. Raises InvalidArgument for what could not work: options, types, a name that is
+        (of the job), lease, requires (capability tokens), budget and quota (what its jobs are admitted by: names,
+        `ff.Budget`, `ff.Quota`, one or several), fairness ("payload.tenant"), isolation, version. Spans are seconds
+        or timedelta. Raises InvalidArgument for what could not work: options, types, a name that is
         taken.
         """
         # Where the decorator stands: annotations may name what is local there.

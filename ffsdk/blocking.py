@@ -17,6 +17,7 @@ from ffsdk.durable import inside
 from ffsdk.times import Duration
 
 if TYPE_CHECKING:
+    from ffcore.admission import Amount
     from ffsdk.children import Children, SpawnOptions
     from ffsdk.conditions import Condition
     from ffsdk.context import Context
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ffsdk.inputs import Upstream
     from ffsdk.outcomes import Outcome
     from ffsdk.signals import Signal
+    from ffsdk.spending import Spent
     from ffsdk.steps import Begun
     from ffsdk.sync import Job
     from ffsdk.task import Task
@@ -171,11 +173,24 @@ class Blocking:
             return self.run(children.wait(self._ctx, join, timeout))
         return self.run(gates.wait(self._ctx, conditions, timeout, on_timeout))
 
-    def emit(self, value: Any, type: str = "token", mode: Literal["append", "best_effort"] = "append") -> None:
+    def emit(
+        self, value: Any, type: str = "token", mode: Literal["append", "best_effort"] = "append", *,
+        spend: Mapping[str, Amount] | None = None,
+    ) -> None:  # fmt: skip
         """As `ctx.emit`."""
         from ffsdk import streams
 
-        self.run(streams.emit(self._ctx, value, type, mode))
+        self.run(streams.emit(self._ctx, value, type, mode, spend))
+
+    def spend(self, **amounts: Amount) -> Spent:
+        """As `ctx.spend`."""
+        from ffsdk.context import Told
+
+        said = self._ctx.spend(**amounts)
+        if not isinstance(said, Told):
+            raise InvalidArgument("ctx.sync blocks, and an event loop runs here: await the same call of ctx instead")
+        spent: Spent = said.value
+        return spent
 
     def summary(self, patch: Mapping[str, Any]) -> dict[str, Any]:
         """As `ctx.summary`."""

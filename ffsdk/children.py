@@ -19,26 +19,29 @@ import msgspec
 
 from ffcore import checks, flows, ids, limits
 from ffcore.contracts.reads import ExecutionOutcome
-from ffcore.contracts.spawn import SpawnArgs, SpawnReplayed
+from ffcore.contracts.spawn import SpawnArgs, Spawned, SpawnReplayed
 from ffcore.errors import InvalidArgument, StoreFull, WrongState
 from ffcore.ids import ExecutionId, FlowId
 from ffcore.steps import JournalEntry, digest_of, digest_of_text, effect_key
 from ffsdk import payload as payloads
+from ffsdk.fields import text_at
 from ffsdk.gates import step_name
 from ffsdk.job import Cancelling, Job, outcome_of
 from ffsdk.submit import SubmitOptions
-from ffsdk.task import Task, digest, fairness_of
+from ffsdk.task import Task, digest
 from ffsdk.times import Duration
+from ffsdk.unique import check_member, holding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from ffsdk.admit import Budgets, Quotas, Unique
     from ffsdk.client import Client
     from ffsdk.context import Context
     from ffsdk.durable import Durable
     from ffsdk.outcomes import Outcome
-    from ffsdk.submit import Plan
+    from ffsdk.plan import Plan
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -60,6 +63,12 @@ class SpawnOptions(TypedDict, total=False):
     """Keys carry a namespace: ``{"shop.tenant": "t1"}``."""
     requires: Iterable[str] | None
     """Capability tokens instead of the task's."""
+    budget: Budgets | None
+    """Budgets instead of the task's: a name, `ff.Budget`, or several. An empty list is none."""
+    quota: Quotas | None
+    """Quotas instead of the task's: a name, `ff.Quota`, or several. An empty list is none."""
+    unique: Unique | None
+    """A key that one job at a time may hold; its action is "reject" (Conflict, code `unique_held`) or "replace"."""
     abandon: bool
     """It goes on when its parent is cancelled."""
 
@@ -121,6 +130,7 @@ async def spawn(
     if unknown:
         known = ", ".join(SpawnOptions.__annotations__)
         raise InvalidArgument(f"spawn has no option {', '.join(sorted(unknown)):.200}: use {known}")
+    check_member(options.get("unique"), "spawn")
     declared = task if isinstance(task, Task) else durable.host.tasks.get(name)
     if declared is not None:
         raw = declared.encode_payload(payload)
@@ -161,7 +171,7 @@ class _Spawn(NamedTuple):
         while True:
             args, sent = self.args(durable, awaited.flow_id), host.clock()
             try:
-                answer = await durable.call(args)
+                answer = await self.call(durable, args)
                 break
             except StoreFull as full:
                 await asyncio.sleep(full.retry_after)
@@ -178,9 +188,29 @@ class _Spawn(NamedTuple):
             return ExecutionId(JournalEntry.parse(answer.entry).value.decode()), False
         return answer.child_id, answer.created
 
+    async def call(self, durable: Durable, args: SpawnArgs) -> Spawned | SpawnReplayed:
+        """Make it; a child that is to hold a key alone takes that first."""
+        plan = self.plan
+        client = await durable.host.client()
+        wanted = client.submitter.wanted(plan, args.child_id, self.at)
+        if wanted is None:
+            return await durable.call(args)
+        found: list[Spawned | SpawnReplayed] = []
+
+        async def create() -> bool:
+            found.append(await durable.call(msgspec.structs.replace(args, admission=plan.text(self.at, wanted))))
+            # A step that stands, and was not there before this call: an answer of ours was lost.
+            return isinstance(found[0], SpawnReplayed) or found[0].created
+
+        await holding(durable.host.backend, [wanted], create)
+        return found[0]
+
+    def at(self, path: str) -> str | None:
+        return text_at(path, self.payload)
+
     def args(self, durable: Durable, flow_id: FlowId) -> SpawnArgs:
         job, shared, options = durable.held.job, self.plan.shared, self.options
-        raw, fairness = self.raw, fairness_of(self.plan.fairness, self.payload)
+        raw, fairness = self.raw, text_at(self.plan.fairness, self.payload)
         return SpawnArgs(
             execution_id=job.execution_id, fence=durable.fence_text, step=self.step, step_name=self.name,
             task_version=durable.version, lease_ttl_ms=durable.host.lease_ms, flow_id=flow_id,
@@ -189,7 +219,7 @@ class _Spawn(NamedTuple):
             priority=shared.priority, creator_identity="", tags=dict(options.get("tags") or {}), policy=shared.policy,
             delay_until=shared.delay_until, execution_deadline_at=shared.deadline_at,
             digest=digest(shared.task, raw, shared.lane, flow_id), fairness_key=fairness, label=self.key,
-            abandon=bool(options.get("abandon")),
+            abandon=bool(options.get("abandon")), admission=self.plan.text(self.at),
         )  # fmt: skip
 
     def child_id(self, durable: Durable, flow_id: FlowId) -> ExecutionId:

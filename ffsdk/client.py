@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from ffcore import checks, ids, limits
 from ffcore.errors import InvalidArgument, Unavailable
@@ -18,14 +18,18 @@ from ffsdk.app import App
 from ffsdk.connect import Durability, clock_of
 from ffsdk.errors import NotAccepted, SubmitErrors
 from ffsdk.job import Job, check_id
+from ffsdk.limiting import Limiting
+from ffsdk.many import Many
 from ffsdk.pace import Pace
+from ffsdk.schedules import Scheduling
 from ffsdk.submit import SubmitOptions, Submitter
 from ffsdk.task import Task
-from ffsdk.views import Bulk, FanOut, info_of
+from ffsdk.views import FanOut, info_of
 from ffsdk.waiters import Waiters
 
 if TYPE_CHECKING:
     from ffcore.backend import Backend
+    from ffsdk.admit import Budgets, Quotas
     from ffsdk.events import Kind, Subscription
     from ffsdk.flow import Flow
     from ffsdk.lanes import Lane, LaneNames
@@ -33,12 +37,13 @@ if TYPE_CHECKING:
     from ffsdk.settings import StoreSettings
     from ffsdk.signals import SignalAnswer
     from ffsdk.tails import Tails
+    from ffsdk.workers import WorkerInfo
 
 P = TypeVar("P")
 R = TypeVar("R")
 
 
-class Client:
+class Client(Many, Limiting, Scheduling):
     """``async with app.client() as client`` or ``async with ff.Client(url) as client``; also
     ``client = await ff.connect(url)`` and `close()`. Opening raises what `ffsdk.connect.open_backend` does."""
 
@@ -160,8 +165,9 @@ class Client:
         """Submit one job. With a `key`, the same request answers the same job however often it is made.
 
         Raises InvalidArgument (bad input, nothing was sent), IdempotencyConflict (the key names another request),
-        `unknown_task` (by name, not published, no lane=), StoreFull, Unavailable (`may_have_applied`: repeat it
-        with its key).
+        `unknown_task` (by name, not published, no lane=), NotFound (no such budget or quota), Conflict, code
+        `unique_held` (another job holds its unique key), StoreFull, Unavailable (`may_have_applied`: repeat it with
+        its key).
         """
         submitter = _opened(self._submitter)
         plan = await submitter.plan(task, options)
@@ -188,6 +194,7 @@ class Client:
     ) -> list[Job[Any]]:  # fmt: skip
         """Submit any number of jobs of one task, in few calls, and answer them in order; `keys`: one per payload.
 
+        With `unique`, each takes its key in the order given; a field of the payload gives each a key of its own.
         Raises InvalidArgument before anything is sent; SubmitErrors, an ExceptionGroup whose `jobs` tells per item
         what was accepted, if some items were not.
         """
@@ -215,7 +222,8 @@ class Client:
 
     def flow(
         self, name: str, key: str | None = None, *, tags: Mapping[str, str] | None = None,
-        budget: object | None = None, durability: Durability | None = None, patience: times.Duration | None = None,
+        budget: Budgets | None = None, quota: Quotas | None = None, durability: Durability | None = None,
+        patience: times.Duration | None = None,
     ) -> Flow:  # fmt: skip
         """A graph of jobs, collected in a block and submitted whole when that is left without an error.
 
@@ -223,6 +231,7 @@ class Client:
 
         name   what it is called; need not be unique
         key    with one, the same graph is the same flow however often it is made (`flow.created` tells)
+        budget, quota   of every job in it, beside the job's own: a name, `ff.Budget`, `ff.Quota`, or several
 
         Leaving the block raises IdempotencyConflict (the key names another graph), StoreFull, `unknown_task`,
         Unavailable (`may_have_applied`: make it again with its key); then nothing of it runs. durability and patience
@@ -238,7 +247,7 @@ class Client:
             checks.text(key, "key", limits.KEY_BYTES)
             flow_id = FlowId(ids.keyed_id("flow", self.namespace, key, partitions_n))
         return Flow.draft(
-            self, self.submitter, flow_id, name, tags=tags, budget=budget, durability=durability,
+            self, self.submitter, flow_id, name, tags=tags, budget=budget, quota=quota, durability=durability,
             patience=patience, fresh=key is None,
         )  # fmt: skip
 
@@ -278,10 +287,20 @@ class Client:
             yield Job(self, row.execution_id, self._app.tasks.get(row.task), info=info_of(row))
 
     def lane(self, name: str) -> Lane:
-        """A lane: pause, resume, drain, stats."""
+        """A lane: pause, resume, drain, order, limit, stats."""
         from ffsdk.lanes import Lane
 
         return Lane(self, name)
+
+    async def weight(self, lane: str, weights: Mapping[str, float], *, revision: int | None = None) -> FanOut:
+        """Give fairness keys of a lane more turns, or fewer, as ``{"t1": 4}``; see `ffsdk.lanes.Lane.weigh`."""
+        return await self.lane(lane).weigh(weights, revision=revision)
+
+    async def workers(self, *, dead: bool = False) -> list[WorkerInfo]:
+        """Workers that are alive, or with `dead` those that died within the last hour; of every namespace."""
+        from ffsdk.workers import workers
+
+        return await workers(self.backend, dead)
 
     async def gate(
         self, *, pct: int | None = None, bytes: int | None = None, revision: int | None = None
@@ -330,75 +349,6 @@ class Client:
             waitpoint_id=waitpoint_id,
         )  # fmt: skip
 
-    # ---- many at once
-
-    async def cancel_many(
-        self, *, state: States = None, lane: str | None = None, tag: Tag = None, limit: int | None = None,
-        reason: str = "", dry_run: bool = False,
-    ) -> Bulk:  # fmt: skip
-        """Cancel jobs of this namespace that match; `dry_run` only counts and lists them. One filter at least."""
-        from ffcore.contracts.execution import CancelExecutionArgs
-        from ffcore.contracts.lease import CancelSource
-        from ffsdk.listing import LIVE, change, states_of, tag_text, walk
-
-        _some_filter(state, lane, tag)
-        source = CancelSource.custom("client")
-        rows = walk(
-            self.backend, states_of(state, LIVE), lane=lane, tag=tag_text(tag), namespace=self.namespace, limit=limit
-        )
-        return await change(
-            self, rows, lambda i: CancelExecutionArgs(execution_id=i, reason=reason, source=source), dry_run
-        )
-
-    async def replay_many(
-        self, *, state: States = "failed", lane: str | None = None, tag: Tag = None, limit: int | None = None,
-        mode: Literal["resume", "fresh"] = "resume", dry_run: bool = False,
-    ) -> Bulk:  # fmt: skip
-        """Run ended jobs of this namespace again, by default the failed ones; `dry_run` only counts and lists them."""
-        from ffcore.contracts.execution import ReplayExecutionArgs
-        from ffsdk.listing import TERMINAL, change, states_of, tag_text, walk
-
-        wanted = states_of(state, TERMINAL)
-        _only_ended(wanted)
-        rows = walk(self.backend, wanted, lane=lane, tag=tag_text(tag), namespace=self.namespace, limit=limit)
-        return await change(self, rows, lambda i: ReplayExecutionArgs(execution_id=i, mode=mode), dry_run)
-
-    async def purge_many(
-        self,
-        *,
-        state: States = None,
-        lane: str | None = None,
-        older_than: times.Duration | None = None,
-        dry_run: bool = False,
-    ) -> Bulk:
-        """Forget ended jobs, of every namespace, before their retention does; one filter at least. A keyed job's key
-        stays taken for its dedup window. `ids` lists the first thousand."""
-        from ffsdk.listing import TERMINAL, before, purge, states_of
-
-        _some_filter(state, lane, older_than)
-        wanted = states_of(state, TERMINAL)
-        _only_ended(wanted)
-        if lane is not None:
-            ids.check_name(lane, "lane")
-        return await purge(self, wanted, lane, before(older_than, self._now_ms()), dry_run)
-
-    async def hold(self, *, task: str | None = None, tag: Tag = None, reason: str = "") -> FanOut:
-        """Let no job of a task, or with a tag, start until `release`; what runs goes on. Check `.complete`."""
-        from ffcore.contracts.operator import HoldArgs
-        from ffsdk.fanout import change_all
-
-        what = _what(task, tag)
-        checks.size(reason, "reason", limits.HOLD_REASON_BYTES, code="invalid_input")
-        return await change_all(self.backend, lambda p: HoldArgs(partition=p, what=what, reason=reason))
-
-    async def release(self, *, task: str | None = None, tag: Tag = None) -> FanOut:
-        """End a hold; held jobs go back to their places. Releasing what is not held changes nothing."""
-        from ffcore.contracts.operator import ReleaseArgs
-        from ffsdk.fanout import change_all
-
-        what = _what(task, tag)
-        return await change_all(self.backend, lambda p: ReleaseArgs(partition=p, what=what))
-
     # ---- follow
 
     def subscribe(
@@ -433,22 +383,3 @@ def _opened(part: T | None) -> T:
     if part is None:
         raise Unavailable("the client is not open: use `async with app.client() as client`", code="closed")
     return part
-
-
-def _some_filter(*filters: object) -> None:
-    if all(given is None for given in filters):
-        raise InvalidArgument("this would take every job there is: name a state, a lane or another filter")
-
-
-def _only_ended(states: Iterable[Any]) -> None:
-    live = [state.value for state in states if not state.is_terminal]
-    if live:
-        raise InvalidArgument(f"only ended jobs can be taken: leave {', '.join(live)} out, or cancel them first")
-
-
-def _what(task: str | None, tag: Tag) -> str:
-    from ffsdk.listing import tag_text
-
-    if (task is None) == (tag is None):
-        raise InvalidArgument("give task= or tag=, one of them")
-    return f"tag:{tag_text(tag)}" if task is None else f"task:{ids.check_name(task, 'task')}"

@@ -5,9 +5,9 @@ The rule: everything a handler tells carries its fence, so a handler that has lo
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, Unpack, overload
 
 from ffcore import checks, limits
 from ffcore.contracts.lease import LeaseFence
@@ -16,6 +16,7 @@ from ffcore.wire import pairs_to_dict
 from ffsdk.times import Duration, from_ms
 
 if TYPE_CHECKING:
+    from ffcore.admission import Amount
     from ffsdk.blocking import Blocking
     from ffsdk.children import Child, Children, SpawnOptions
     from ffsdk.conditions import Condition
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ffsdk.inputs import Upstream
     from ffsdk.outcomes import Outcome
     from ffsdk.signals import Signal
+    from ffsdk.spending import Spent
     from ffsdk.task import Task
 
 P = TypeVar("P")
@@ -35,6 +37,7 @@ class Home(Protocol):
     """Where a handler runs, as its context sees it: the worker's own process, or a child of it."""
 
     def tell(self, held: Held | None, durable: Durable | None, pct: int, message: str) -> Awaitable[None]: ...
+    def spend(self, ctx: Context, held: Held | None, given: Mapping[str, Amount]) -> Awaitable[Spent]: ...
     def durable(self, ctx: Context, held: Held | None) -> Durable: ...
 
 
@@ -150,18 +153,34 @@ class Context:
         checks.size(message, "the progress message", limits.REASON_BYTES, code="invalid_input")
         return self._home.tell(self._held, self._durable, int(pct), message)
 
+    def spend(self, **amounts: Amount) -> Awaitable[Spent]:
+        """Charge the job's budgets with what has been spent: ``await ctx.spend(tokens=120, usd=0.002)``.
+
+        Each dimension is charged to every budget of the job that has it; one that none has is InvalidArgument, and a
+        job without budgets is charged nothing. ``await`` it in an async handler; in a `def` handler just call it
+        (``ctx.sync.spend(...)`` also answers). Within a step it is recorded with the step, once, and a limit that it
+        passes is heard of at a later call of the context.
+
+        Raises BudgetExceeded where a hard limit is passed. It is recorded all the same, unless the budget refuses what
+        goes beyond it (`on_breach="refuse"`). Left uncaught, what the job's `on_exceed` says happens.
+        """
+        return self._home.spend(self, self._held, amounts)
+
     def emit(
-        self, value: Any, type: str = "token", mode: Literal["append", "best_effort"] = "append"
-    ) -> Coroutine[Any, Any, None]:
+        self, value: Any, type: str = "token", mode: Literal["append", "best_effort"] = "append", *,
+        spend: Mapping[str, Amount] | None = None,
+    ) -> Coroutine[Any, Any, None]:  # fmt: skip
         """Append a frame to the attempt's stream, for whoever reads `job.stream()`.
 
         value   bytes are read back as bytes, everything else as its JSON value; at most 64 KiB
         type    a word of your own ("token", "tool_call"), shown with the frame
         mode    "append": kept within the stream's retention. "best_effort": kept in smaller number, and not waited for
+        spend   what the frame costs, as for `ctx.spend`; what many frames cost is charged together. BudgetExceeded
+                comes after the frame is stored, from this call or from the next
         """
         from ffsdk import streams
 
-        return streams.emit(self._awaited("emit"), value, type, mode)
+        return streams.emit(self._awaited("emit"), value, type, mode, spend)
 
     def summary(self, patch: Mapping[str, Any]) -> Coroutine[Any, Any, dict[str, Any]]:
         """Apply a JSON merge patch to the job's summary document (None removes a field); answers the whole document."""
@@ -326,4 +345,17 @@ class Done:
 
     def __await__(self) -> Any:
         return
+        yield
+
+
+class Told(Generic[R]):
+    """An awaitable whose value is there."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: R) -> None:
+        self.value = value
+
+    def __await__(self) -> Generator[Any, Any, R]:
+        return self.value
         yield

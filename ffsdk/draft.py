@@ -6,6 +6,7 @@ The rule: what can be refused without the store is refused at `add`, where the m
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
@@ -16,16 +17,20 @@ from ffcore.errors import InvalidArgument
 from ffcore.ids import ExecutionId, FlowId
 from ffsdk import payload as payloads
 from ffsdk import times
+from ffsdk.admit import Terms
 from ffsdk.connect import Durability
+from ffsdk.fields import text_at
 from ffsdk.joins import Join, bare, in_order
 from ffsdk.node import Node, Unsent
 from ffsdk.submit import JobOptions, SubmitOptions
-from ffsdk.task import Task, digest, fairness_of
+from ffsdk.task import Task, digest
+from ffsdk.unique import Wanted
 
 if TYPE_CHECKING:
     from ffcore.contracts.dependency import EdgeDependencyPolicy
     from ffcore.contracts.graph import SubmitFlowArgs
-    from ffsdk.submit import Plan, Submitter
+    from ffsdk.plan import Plan
+    from ffsdk.submit import Submitter
 
 On = Literal["success", "always", "failure"]
 KINDS: Final = {"success": "success_only", "always": "always", "failure": "on_failure"}
@@ -60,16 +65,20 @@ class Added(NamedTuple):
     """The payload as JSON; None: the node gets what its upstreams returned."""
     upstreams: list[tuple[int, str]]
     policy: EdgeDependencyPolicy
+    keys: Mapping[str, str | None]
+    """Fields of the payload that keys of quotas are read from, for a task of this program."""
 
 
 class Draft:
     """What a flow's block has collected so far."""
 
     def __init__(
-        self, submitter: Submitter, name: str, tags: Mapping[str, str], durability: Durability | None,
+        self, submitter: Submitter, name: str, tags: Mapping[str, str], terms: Terms, durability: Durability | None,
         patience: times.Duration | None, *, fresh: bool,
     ) -> None:  # fmt: skip
         self.submitter, self.tags, self.durability, self.fresh = submitter, tags, durability, fresh
+        self.terms = terms
+        """Budgets and quotas that all its nodes have."""
         self.patience_s = 0.0 if patience is None else times.span_ms(patience, "patience") / 1000
         self.added: list[Added] = []
         self.keys: set[str] = set()
@@ -95,6 +104,20 @@ class Draft:
                 raise InvalidArgument(f"{node!r} stands twice in after: there is one edge between two nodes")
             seen.add(node.id)
         return found
+
+    def paths(
+        self, declared: Task[Any, Any] | None, options: JobOptions, task_name: str, *, left_out: bool
+    ) -> Sequence[str]:
+        """Fields of a node's payload that keys are read from. InvalidArgument if its upstreams will make that."""
+        unique = options.get("unique")
+        terms = self.terms if declared is None else declared.terms.beside(self.terms)
+        if "budget" in options or "quota" in options:
+            own = Terms() if declared is None else declared.terms
+            terms = own.instead(options.get("budget"), options.get("quota")).beside(self.terms)
+        found = (*terms.paths, unique.path) if unique is not None and unique.path is not None else terms.paths
+        if found and left_out:
+            raise no_payload(task_name, found[0])
+        return found if declared is not None else ()
 
     def node(self, flow_id: FlowId, task: Task[Any, Any] | None, task_name: str, key: str | None) -> Node[Any]:
         """The next node. Raises InvalidArgument for a key that is taken, and for one node too many."""
@@ -174,22 +197,23 @@ def kind_of(on: Any) -> str:
 # ---- the submit ------------------------------------------------------------------------------------------
 
 
-async def request(
-    submitter: Submitter, flow_id: FlowId, namespace: str, name: str, tags: Mapping[str, str], added: Sequence[Added]
-) -> SubmitFlowArgs:
-    """The whole graph. By name, it may ask the store for published tasks, once for each."""
+async def request(draft: Draft, flow_id: FlowId, namespace: str, name: str) -> tuple[SubmitFlowArgs, list[Wanted]]:
+    """The whole graph, and the keys that nodes of it hold alone. By name, it may ask the store for published tasks,
+    once for each."""
     from ffcore.contracts.graph import FlowNode, FlowPlan, SubmitFlowArgs
     from ffcore.ids import Namespace
 
+    submitter = draft.submitter
     now_ms = submitter.now_ms  # relative times of one flow count from one instant
     places: dict[Any, int] = {}
     plans: list[FlowPlan] = []
     known: dict[tuple[Any, str], Plan] = {}
     nodes: list[FlowNode] = []
-    for n, one in enumerate(added, 1):
+    alone: list[Wanted] = []
+    for n, one in enumerate(draft.added, 1):
         if not n % STEP_N:
             await asyncio.sleep(0)
-        plan = await _plan(submitter, one, now_ms, known)
+        plan = await _plan(draft, one, now_ms, known)
         shared = plan.shared
         place = places.setdefault(shared, len(plans))
         if place == len(plans):
@@ -204,27 +228,50 @@ async def request(
             payload=one.raw, fairness_key=_fairness(plan, one),
             tags=wire.pack_pairs(node_tags) if node_tags else None, label=one.node.key, upstreams=one.upstreams,
             policy=one.policy,
+            admission=plan.admission if plan.keyed is None and plan.unique is None
+            else _admission(submitter, plan, one, alone),
         ))  # fmt: skip
     return SubmitFlowArgs(
-        flow_id=flow_id, namespace=Namespace(namespace), flow_kind=name, name=name, tags={**tags}, plans=plans,
+        flow_id=flow_id, namespace=Namespace(namespace), flow_kind=name, name=name, tags={**draft.tags}, plans=plans,
         nodes=nodes,
-    )  # fmt: skip
+    ), alone  # fmt: skip
 
 
-async def _plan(submitter: Submitter, one: Added, now_ms: int, known: dict[tuple[Any, str], Plan]) -> Plan:
+def _admission(submitter: Submitter, plan: Plan, one: Added, alone: list[Wanted]) -> str | None:
+    """What a node must be admitted by. A key it holds alone is put to the others."""
+    at = one.keys.__getitem__
+    if plan.declared is None and ((plan.keyed is not None) or (plan.unique is not None and plan.unique.path)):
+        if one.raw is None:
+            raise no_payload(plan.shared.task, "payload")
+        payload = msgspec.json.decode(one.raw)
+        at = functools.partial(text_at, payload=payload)
+    wanted = submitter.wanted(plan, one.node.id, at)
+    if wanted is not None:
+        alone.append(wanted)
+    return plan.text(at, wanted)
+
+
+async def _plan(draft: Draft, one: Added, now_ms: int, known: dict[tuple[Any, str], Plan]) -> Plan:
     """What a node shares with others of its task and options; each such pair is worked out once."""
     options = cast("SubmitOptions", {name: value for name, value in one.options.items() if name != "tags"})
     key = (one.task, repr(sorted(options.items())) if options else "")
     found = known.get(key)
     if found is None:
-        found = known[key] = await submitter.plan(one.task, options, now_ms)
+        found = known[key] = await draft.submitter.plan(one.task, options, now_ms, also=draft.terms)
     return found
 
 
 def _fairness(plan: Plan, one: Added) -> str | None:
     if plan.declared is not None or plan.fairness is None or one.raw is None:
         return one.fairness
-    return fairness_of(plan.fairness, msgspec.json.decode(one.raw))
+    return text_at(plan.fairness, msgspec.json.decode(one.raw))
+
+
+def no_payload(task_name: str, path: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"task {task_name} has a key that is read from {path}, and its upstreams make the payload: give it another one "
+        f"here, as in quota=ff.Quota(name, key='...')"
+    )
 
 
 def check_name(name: Any) -> str:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from ffcore.args import Args
 from ffcore.contracts.journal import NoteUnclaimedArgs, ReadJournalArgs, RecordStepArgs, StepFrame, StepReplayed
-from ffcore.errors import EngineError, InvalidArgument, NotFound, StaleLease, Suspended, Terminal
+from ffcore.errors import BudgetExceeded, EngineError, InvalidArgument, NotFound, StaleLease, Suspended, Terminal
 from ffcore.steps import JournalEntry, entries_of
 from ffsdk.errors import StepConflict
 from ffsdk.held import ENDED
-from ffsdk.journal import Journal
+from ffsdk.journal import OURS, Journal
 from ffsdk.slots import call_until_answered
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from ffsdk.context import Context
     from ffsdk.held import Held
     from ffsdk.host import Host
+    from ffsdk.spending import Charge
+    from ffsdk.steps import StepInfo
 
 log = logging.getLogger("flowfabric.worker")
 R = TypeVar("R")
@@ -82,6 +84,7 @@ class Durable:
         self.running: set[asyncio.Task[Any]] = set()
         self.gone = False
         self._over = False
+        self._breach: EngineError | None = None
 
     @property
     def fence(self) -> LeaseFence:
@@ -121,6 +124,30 @@ class Durable:
     def holding(self) -> bool:
         """Whether the job is this handler's, as far as this worker knows."""
         return not (self.held.why == "lost" or self.held.stage == ENDED or self._over or self.gone)
+
+    # ---- what is spent
+
+    def hear_breach(self) -> None:
+        """Raise what earlier spending has come to, once."""
+        breach, self._breach = self._breach, None
+        if breach is not None:
+            raise breach
+
+    def spent(self, charges: Sequence[Charge], folds: bool = False) -> None:
+        """Charge these now, whatever becomes of the handler; a limit that is passed is heard of at a later call."""
+        if charges:
+            self.host.spawn(self._charge(charges, folds))
+
+    async def _charge(self, charges: Sequence[Charge], folds: bool) -> None:
+        spending = self.host.spending
+        try:
+            await spending.heard(await spending.put_all(self.held, charges, folds))
+        except (BudgetExceeded, InvalidArgument) as breach:
+            self._breach = breach
+        except EngineError as failed:
+            log.warning("%s: what it has spent is not charged: %s", self.held, failed)
+        # What a step's record has left for the budget is known there by now.
+        self.host.owes(self.held)
 
     # ---- what is recorded
 
@@ -163,6 +190,7 @@ class Durable:
         could still ask for these.
         """
         self.check()
+        self.hear_breach()
         key = self.journal.key(name, digest)
         if self._missing or self._suspending is not None:
             await self.ready()
@@ -211,32 +239,36 @@ class Durable:
 
     async def record(
         self, key: str, kind: str, name: str, status: str = "ok", value: bytes | None = None,
-        frames: Sequence[StepFrame] = (),
+        frames: Sequence[StepFrame] = (), charges: Sequence[Charge] = (),
     ) -> JournalEntry | None:  # fmt: skip
-        """Record what a call came to, and renew the lease with it; frames and progress that waits travel along.
-        Answers the entry that stands already, if one does: then that is what the call came to.
+        """Record what a call came to, and renew the lease with it; frames, spending and progress that waits travel
+        along. Answers the entry that stands already, if one does: then that is what the call came to.
 
         Raises JournalFull; what `call` raises.
         """
         host, held = self.host, self.held
         progress = self._take_progress()
         sent = host.clock()
-        answer = await self.call(
-            RecordStepArgs(
-                execution_id=held.job.execution_id,
-                fence=held.fence,
-                step=key,
-                kind=kind,
-                name=name,
-                status=status,
-                value=value,
-                version=self.version,
-                lease_ttl_ms=host.lease_ms,
-                progress_pct=progress[0] if progress else None,
-                progress_message=(progress[1] or None) if progress else None,
-                frames=list(frames),
-            )
+        args = RecordStepArgs(
+            execution_id=held.job.execution_id,
+            fence=held.fence,
+            step=key,
+            kind=kind,
+            name=name,
+            status=status,
+            value=value,
+            version=self.version,
+            lease_ttl_ms=host.lease_ms,
+            progress_pct=progress[0] if progress else None,
+            progress_message=(progress[1] or None) if progress else None,
+            spends="\n".join(charge.line() for charge in charges) or None,
+            frames=list(frames),
         )
+        try:
+            answer = await self.call(args)
+        finally:
+            # With the same keys, so that it counts once; also where the record came too late, because it is spent.
+            self.spent(charges)
         host.extend(held, answer.lease_expires_at, sent)
         if answer.cancel_until:
             host.cancel(held)
@@ -328,8 +360,13 @@ class Durable:
 
     @property
     def within_step(self) -> bool:
-        step = inside.get()
-        return step is not None and step.durable is self and not step.over
+        return self.step_inside is not None
+
+    @property
+    def step_inside(self) -> StepInfo | None:
+        """The step of this handler whose function makes the call."""
+        step: StepInfo | None = inside.get()
+        return step if step is not None and step.durable is self and not step.over else None
 
     def ride(self, pct: int, message: str) -> None:
         """Let progress travel with the record of the step, or on its own if that is long in coming."""
@@ -368,7 +405,7 @@ class Durable:
         try:
             if self._missing:
                 await self._read_on()
-            left = self.journal.unclaimed()
+            left = [entry for entry in self.journal.unclaimed() if not entry.name.startswith(OURS)]
             if not left:
                 return
             shown = ", ".join(f"{entry.kind} {entry.name!r}" for entry in left[:SHOWN_N])

@@ -220,23 +220,6 @@ class SubmitErrors(ExceptionGroup[NotAccepted]):
         return SubmitErrors.of(self.message, excs, self.jobs)
 
 
-# ---- not yet -------------------------------------------------------------------------------------------
-
-NOT_YET = {
-    "budget": "budget=",
-    "quota": "quota=",
-    "unique": "unique=",
-}
-"""Options of the API that this release takes by name only to refuse them: none is ignored silently."""
-
-
-def refuse_not_yet(**given: object) -> None:
-    """InvalidArgument, code `unsupported`, for the first option given that no part of the engine reads yet."""
-    for name, value in given.items():
-        if value is not None and name in NOT_YET:
-            raise InvalidArgument(f"{NOT_YET[name]} is not part of this release yet: leave it out", code="unsupported")
-
-
 __all__ = [
     "EngineError", "Rejected", "Unavailable", "EngineBug", "InvalidArgument", "InvalidRequest", "NotInitialised",
     "SecretMissing", "Incompatible", "NotFound", "StaleLease", "FenceRequired", "Terminal", "WrongState",
@@ -245,5 +228,5 @@ __all__ = [
     "Unauthorized", "StoreFull", "JournalFull", "Suspended",
     "Failure", "Fatal", "RetryAfter", "ContinueAs", "StepConflict", "StepInterrupted", "GateTimeout", "InvalidSignal",
     "JobEnded", "JobFailed", "JobCancelled", "JobExpired", "JobSkipped",
-    "NotAccepted", "SubmitErrors", "refuse_not_yet",
+    "NotAccepted", "SubmitErrors",
 ]  # fmt: skip

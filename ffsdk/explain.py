@@ -1,6 +1,7 @@
-"""Why a job does not run now: one read each of the job, its lane, the holds and the workers, put together.
+"""Why a job does not run now: a dry run of the claim, and what budgets, quotas and workers say, put together.
 
-The reads are not one snapshot: the answer is advice for a person, never a decision of the engine.
+The dry run is one read of the job's partition, consistent in itself. The others come after it: the answer is advice
+for a person, never a decision of the engine.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import msgspec
 
 from ffcore import ids, limits, views
 from ffcore.capabilities import Capabilities
-from ffcore.errors import NotFound
+from ffcore.errors import InvalidArgument, NotFound
 from ffcore.ids import ExecutionId, FlowId
 from ffcore.states import BlockingReason, LifecyclePhase
+from ffsdk.explain_limits import limits_told, workers_told
 from ffsdk.recorded import recovery_of, waitpoints_of
 from ffsdk.times import from_ms
 from ffsdk.views import Explanation, Reason
@@ -23,9 +25,9 @@ from ffsdk.views import Explanation, Reason
 if TYPE_CHECKING:
     from ffcore.backend import Backend
     from ffcore.contracts.dependency import Upstream
-    from ffcore.contracts.operator import LaneCounts, ListedHold
+    from ffcore.contracts.explain import Explained
+    from ffcore.contracts.operator import ListedHold
     from ffcore.contracts.reads import StoredExecution
-    from ffcore.contracts.roster import ListedWorker
     from ffsdk.views import Waitpoint
 
 WORKERS_N = 1000
@@ -42,9 +44,9 @@ NAMED_N = 5
 
 async def explain(backend: Backend, stored: StoredExecution) -> Explanation:
     """See `Job.explain`."""
-    from ffcore.contracts.operator import LaneStatsArgs, ListHoldsArgs
+    from ffcore.contracts.explain import ExplainArgs
 
-    partition, state = ids.partition_of(stored.execution_id), views.state_of(stored)
+    state = views.state_of(stored)
     recovery = await recovery_of(backend, stored)
     if state.public_state.is_terminal:
         ended = Reason(code="ended", detail=state.public_state.value)
@@ -55,12 +57,11 @@ async def explain(backend: Backend, stored: StoredExecution) -> Explanation:
         if "paused" in stored.fields:
             reasons.append(Reason(code="pause_pending", detail=pause_reason(stored)))
         return Explanation(runnable=False, reasons=reasons, recovery=recovery)
-    lane, holds, workers, waitpoints, upstreams = await asyncio.gather(
-        backend.call(LaneStatsArgs(partition=partition, lane_id=stored.lane_id)),
-        backend.call(ListHoldsArgs(partition=partition)), live_workers(backend), waitpoints_of(backend, stored),
-        awaited_by(backend, stored),
+    dry, workers, waitpoints, upstreams = await asyncio.gather(
+        backend.call(ExplainArgs(execution_id=stored.execution_id)), live_workers(backend),
+        waitpoints_of(backend, stored), awaited_by(backend, stored),
     )  # fmt: skip
-    found = explain_from(stored, lane, holds.items, workers, waitpoints, upstreams)
+    found = explain_from(stored, dry, workers, waitpoints, upstreams, await limits_told(backend, dry))
     return msgspec.structs.replace(found, recovery=recovery)
 
 
@@ -137,10 +138,11 @@ def holding(stored: StoredExecution, holds: list[ListedHold]) -> list[str]:
 
 
 def explain_from(
-    stored: StoredExecution, lane: LaneCounts, holds: list[ListedHold], workers: list[dict[str, Any]],
-    waitpoints: Sequence[Waitpoint] = (), upstreams: Sequence[Upstream] = (),
+    stored: StoredExecution, dry: Explained, workers: list[dict[str, Any]],
+    waitpoints: Sequence[Waitpoint] = (), upstreams: Sequence[Upstream] = (), limits_: Sequence[Reason] = (),
 ) -> Explanation:  # fmt: skip
-    """The answer for a job that neither runs nor has ended."""
+    """The answer for a job that neither runs nor has ended. `dry`: what the claim would do; `limits_`: what budgets and
+    quotas say."""
     f, state = stored.fields, views.state_of(stored)
     reasons: list[Reason] = []
     if f["state"] == "delayed":
@@ -154,18 +156,19 @@ def explain_from(
         reasons.append(Reason(code=state.blocking_reason.value, detail=detail))
     elif f["state"] == "granted":
         reasons.append(Reason(code="granted", detail="reserved for one worker"))
-    if lane.state in ("paused", "disabled"):
-        reasons.append(Reason(code="lane_" + lane.state, detail=stored.lane_id))
-    reasons += [Reason(code="held", detail=name) for name in holding(stored, holds)]
+    # Halts of its queue are told with the numbers of what it waits for.
+    reasons += [Reason(code=one.code, detail=one.detail, until=from_ms(one.until)) for one in dry.verdicts
+                if not one.resource]  # fmt: skip
+    reasons += limits_
     here = [worker for worker in workers if stored.lane_id in worker.get("lanes", ())]
     requires = required_of(stored)
     able = [worker for worker in here if not missing(worker.get("capabilities", ()), requires)]
     if not here:
         reasons.append(Reason(code="no_worker", detail=f"no live worker serves lane {stored.lane_id}"))
     elif not able:
-        lacking = [missing(worker.get("capabilities", ()), requires) for worker in here]
-        nearest = min(lacking, key=len)
-        reasons.append(Reason(code="no_capable_worker", detail="the nearest worker lacks " + ", ".join(nearest)))
+        met = [[token for token in requires if offered(worker.get("capabilities", ())).meets(token)]
+               for worker in here]  # fmt: skip
+        reasons.append(Reason(code="no_capable_worker", detail=workers_told(met, requires)))
     else:
         # No code has begun it: whichever version of the task a worker has will do.
         begun = "attempt" in f and "unpinned" not in f
@@ -175,10 +178,10 @@ def explain_from(
             reasons.append(Reason(code="unknown_task", detail=f"no live worker of its lane knows {what}"))
     if reasons:
         return Explanation(runnable=False, reasons=reasons)
-    ahead = lane.counts.get("ready", 0)
+    place = f"number {dry.ahead + 1:,} of {dry.ready:,} in line in its partition" if dry.ahead >= 0 else "in line"
     return Explanation(
         runnable=True,
-        reasons=[Reason(code="waiting_for_worker", detail=f"{ahead} ready, {len(able)} workers serve it")],
+        reasons=[Reason(code="waiting_for_worker", detail=f"{place}; {len(able)} workers serve it")],
     )
 
 
@@ -217,8 +220,16 @@ def required_of(stored: StoredExecution) -> list[str]:
 
 def missing(capabilities: Iterable[str], requires: Iterable[str]) -> list[str]:
     """The tokens of `requires` that a worker with these capabilities does not satisfy."""
-    offered = Capabilities(capabilities)
-    return [token for token in requires if not offered.meets(token)]
+    found = offered(capabilities)
+    return [token for token in requires if not found.meets(token)]
+
+
+def offered(capabilities: Iterable[str]) -> Capabilities:
+    """What a worker says it has; nothing where that cannot be read: another program may have registered it."""
+    try:
+        return Capabilities(capabilities)
+    except InvalidArgument:
+        return Capabilities(())
 
 
 def knows(worker: dict[str, Any], task: str, version: int | None) -> bool:
@@ -233,18 +244,7 @@ def knows(worker: dict[str, Any], task: str, version: int | None) -> bool:
 
 async def live_workers(backend: Backend) -> list[dict[str, Any]]:
     """What live workers say of themselves (`RegisterWorkerArgs.info`), at most WORKERS_N of them."""
-    from ffcore.contracts.roster import ListWorkersArgs
     from ffsdk.submit import REGISTRY
+    from ffsdk.workers import roster, said
 
-    found: list[ListedWorker] = []
-    after: str | None = None
-    while len(found) < WORKERS_N:
-        try:
-            page = await backend.call(ListWorkersArgs(partition=REGISTRY, after=after, limit=100))
-        except NotFound:
-            break
-        found += page.items
-        after = page.cursor
-        if not after:
-            break
-    return [msgspec.json.decode(worker.info, type=dict[str, Any]) for worker in found]
+    return [said(worker) for worker in await roster(backend, REGISTRY, WORKERS_N)]

@@ -20,6 +20,7 @@ from ffcore import checks, limits
 from ffcore.errors import EngineError, InvalidArgument, Rejected, Unavailable
 from ffcore.ids import FlowId
 from ffsdk import times
+from ffsdk.admit import NO_TERMS, Budgets, Quotas, Terms
 from ffsdk.connect import Durability, call_replicated, check_durability
 from ffsdk.draft import (
     LEFT_OUT,
@@ -34,13 +35,14 @@ from ffsdk.draft import (
     policy_of,
     request,
 )
-from ffsdk.errors import refuse_not_yet
+from ffsdk.fields import text_at
 from ffsdk.flows import FlowMember, FlowOutcome, member_of, outcome_of, to_replay
 from ffsdk.full import patiently
 from ffsdk.job import Job
 from ffsdk.node import Node
 from ffsdk.submit import JobOptions, check_options
 from ffsdk.task import Task
+from ffsdk.unique import check_member, holding
 from ffsdk.views import Bulk
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ Policy = Literal["cancel_all", "cancel_pending", "flow_only"]
 Cancelling = Literal["cancelled", "scheduled", "partially_cancelled", "already_ended"]
 PAGE_N: Final = 500
 """Members one read brings."""
+NO_KEYS: Final[Mapping[str, str | None]] = {}
 BATCH_N: Final = 100
 """Replays of one turn: bounded, so that a large flow does not starve the workers."""
 
@@ -77,15 +80,16 @@ class Flow:
     @classmethod
     def draft(
         cls, client: Client, submitter: Submitter, flow_id: FlowId, name: str, *, tags: Mapping[str, str] | None,
-        budget: object | None, durability: Durability | None, patience: times.Duration | None, fresh: bool,
+        budget: Budgets | None, quota: Quotas | None, durability: Durability | None, patience: times.Duration | None,
+        fresh: bool,
     ) -> Flow:  # fmt: skip
         """For the client: one to be filled. fresh: its id is of this moment, not of a key."""
-        refuse_not_yet(budget=budget)
+        terms = Terms.of(budget, quota)
         checks.tags(tags or {})
         if durability is not None:
             check_durability(durability)
         self = cls(client, flow_id, check_name(name))
-        self._draft = Draft(submitter, name, {**(tags or {})}, durability, patience, fresh=fresh)
+        self._draft = Draft(submitter, name, {**(tags or {})}, terms, durability, patience, fresh=fresh)
         return self
 
     @property
@@ -159,6 +163,7 @@ class Flow:
                 if name in options:
                     raise InvalidArgument(f"{name}= holds for a flow as a whole: give it to client.flow(...)")
             check_options(options, JobOptions, "flow.add")
+            check_member(options.get("unique"), "flow.add")
         join, kind = draft.join(after), kind_of(on)
         declared = draft.submitter.declared(task)
         task_name = name_of(declared if declared is not None else task)
@@ -173,10 +178,14 @@ class Flow:
             raise InvalidArgument("on='failure' without upstreams that could fail: name some with after=")
         left_out = payload is LEFT_OUT
         raw = None if left_out else encoded(declared, task_name, payload)
+        keys: Mapping[str, str | None] = NO_KEYS
+        if options or draft.terms is not NO_TERMS or (declared is not None and declared.terms is not NO_TERMS):
+            paths = draft.paths(declared, options, task_name, left_out=left_out)
+            keys = {path: text_at(path, payload) for path in paths}
         node = draft.node(self.id, declared, task_name, key)
         draft.added.append(Added(
             node, task, options, None if left_out or declared is None else declared.fairness_of(payload), raw,
-            [] if join is None else [(upstream.place, kind) for upstream in join.nodes], policy_of(join),
+            [] if join is None else [(upstream.place, kind) for upstream in join.nodes], policy_of(join), keys,
         ))  # fmt: skip
         return node
 
@@ -194,13 +203,16 @@ class Flow:
         refused = f"flow {self.name} was not submitted: leaving its block raised why"
         draft.unsent.give_up(refused)
         await draft.submitter.keeps(draft.durability)
-        args = await request(draft.submitter, self.id, client.namespace, self.name, draft.tags, draft.added)
+        args, alone = await request(draft, self.id, client.namespace, self.name)
 
-        async def send() -> bool:
+        async def submitted() -> bool:
             replicated = draft.durability == "replicated"
             answer = await (call_replicated(backend, args) if replicated else backend.call(args))
             # Only we know a fresh id: the same graph was there because an answer of ours was lost.
             return draft.fresh or isinstance(answer, FlowSubmitted)
+
+        async def send() -> bool:
+            return await (holding(backend, alone, submitted) if alone else submitted())
 
         # Also for who is cancelled while it is under way.
         draft.unsent.give_up(f"nobody knows whether flow {self.name} was submitted: its store did not answer")

@@ -44,11 +44,13 @@ class New(NamedTuple):
     payload: bytes
     fairness: str | None
     tags: bytes | None
+    admission: str | None = None
+    """What it must be admitted by, as text."""
 
     @property
     def size(self) -> int:
         """Bytes it adds to a call."""
-        return len(self.payload) + len(self.tags or b"")
+        return len(self.payload) + len(self.tags or b"") + len(self.admission or "")
 
 
 class _Ready(NamedTuple):
@@ -103,7 +105,7 @@ class Fold:
     ) -> list[ItemCreated]:
         """One call, now: the jobs under their ids."""
         row = self._row
-        rows = [row(i, n.digest, n.payload, n.fairness, n.tags) for i, n in zip(found, news, strict=True)]
+        rows = [row(i, n.digest, n.payload, n.fairness, n.tags, n.admission) for i, n in zip(found, news, strict=True)]
         answer = await self._call(self._args(
             partition=partition, namespace=self._namespace, lane_id=shared.lane, execution_kind=shared.task,
             version=shared.version, priority=shared.priority, policy=shared.policy, delay_until=shared.delay_until,

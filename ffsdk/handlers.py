@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ffcore.contracts.journal import PinVersionArgs
 from ffcore.errors import EngineError, InvalidArgument, Rejected
+from ffsdk.asking import exceeded
 from ffsdk.context import Context
 from ffsdk.held import ENDED, RUNNING, WAITING, Held, Why
 from ffsdk.isolation import Killed, explain
@@ -21,6 +22,7 @@ from ffsdk.slots import call_until_answered
 
 if TYPE_CHECKING:
     from ffcore.backend import Backend
+    from ffsdk.admission import Admission
     from ffsdk.host import Host
     from ffsdk.inputs import Taken
     from ffsdk.reports import Reports
@@ -49,9 +51,12 @@ class Handlers:
         self._held, self._backend, self._state, self._clock = held, backend, state, clock
         self._loop = asyncio.get_running_loop()
 
-    def connect(self, *, runners: Runners, slots: Slots, reports: Reports, host: Host) -> None:
+    def connect(
+        self, *, runners: Runners, slots: Slots, reports: Reports, host: Host, admission: Admission
+    ) -> None:  # fmt: skip
         """The other parts of the worker, which know this one."""
         self._runners, self._slots, self._reports, self._host = runners, slots, reports, host
+        self._admission = admission
 
     # ---- what the runners say (ffsdk.runner.Outcomes)
 
@@ -121,6 +126,9 @@ class Handlers:
     def failed(self, held: Held, error: BaseException) -> None:
         if held.stage == ENDED or held.why == "lost":
             self._drop(held)
+        elif held.job.admission and held.why is None and (over := exceeded(held, error)) is not None:
+            held.stage = WAITING
+            self._admission.again(held, over)
         elif (
             isinstance(error, Killed)
             or held.why == "cancel"
@@ -163,27 +171,44 @@ class Handlers:
         if held.why == "lost":
             held.stage = ENDED
             self._held.pop(held.job.lease_id, None)
+        self._admission.pump()
         self._slots.wake()
 
     # ---- what the store answered
 
     def settled(self, held: Held, code: str) -> None:
         self._held.pop(held.job.lease_id, None)
+        if held.job.admission:
+            self._gave_back(held)
         if code:
             # The lease was lost, or the job has ended meanwhile: somebody else's outcome stands.
             log.info("the result of %s was refused: %s", held, code)
 
     def forget(self, held: Held) -> None:
         self._held.pop(held.job.lease_id, None)
+        if held.job.admission:
+            self._gave_back(held)
+        self._admission.pump()  # it may have left the buffer without a handler, whose end others wait for
         self._slots.wake()
+
+    def _gave_back(self, held: Held) -> None:
+        """With its lease the store has taken back what the job was admitted by: others may be waiting for that."""
+        self._host.owes(held)
+        self._admission.pump()
 
     def leave(self, held: Held) -> None:
         """The job is suspended: its slot is free, and its handler has nothing to report any more. It is being unwound;
         one that takes too long over it is cancelled."""
         if held.suspended or held.stage == ENDED:
             return
+        ran = held.stage == RUNNING
         held.suspended, held.stage = True, ENDED
         self._held.pop(held.job.lease_id, None)
+        if held.job.admission:
+            self._gave_back(held)
+        if not ran:  # it waits for a higher limit
+            self._slots.wake()
+            return
         if held.ctx is not None:
             held.ctx.cancelled = True
         if held.timer is not None:
@@ -209,7 +234,7 @@ class Handlers:
         if held.ctx is not None:
             held.ctx.cancelled = True
         if held.stage == WAITING:
-            if self._runners.drop(held):
+            if self._runners.drop(held) or self._admission.drop(held):
                 self.stopped(held)
         elif held.runner is not None:
             held.runner.cancel()

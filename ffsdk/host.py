@@ -7,14 +7,16 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from ffcore.contracts.attempt import UpdateProgressArgs
-from ffsdk.context import Context, Done
+from ffsdk.context import Context, Done, Told
 from ffsdk.durable import Durable
 from ffsdk.isolation import Threads
 from ffsdk.renewal import interval
+from ffsdk.spending import Spending, Spent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ffcore.admission import Amount
     from ffcore.backend import Backend
     from ffsdk.client import Client
     from ffsdk.held import Held
@@ -29,7 +31,7 @@ class Host:
 
     __slots__ = (
         "_client", "_tasks", "_threads", "backend", "cancel", "clock", "lease_ms", "leave", "loop", "lose", "nudge",
-        "tasks",
+        "owes", "spending", "tasks",
     )  # fmt: skip
 
     def __init__(
@@ -42,13 +44,16 @@ class Host:
         cancel: Callable[[Held], None],
         leave: Callable[[Held], None],
         nudge: Callable[[], None],
+        owes: Callable[[Held], None],
         client: Client,
         tasks: Mapping[str, Task[Any, Any]],
     ) -> None:
         """lose(held, why): the lease is lost. cancel(held): a cancel is requested. leave(held): the job is suspended.
-        nudge(): a lease is to be renewed now. client: not open yet. tasks: what the worker's app has declared."""
+        nudge(): a lease is to be renewed now. owes(held): a call has left something for other partitions. client: not
+        open yet. tasks: what the worker's app has declared."""
         self.backend, self.clock, self.lease_ms = backend, clock, lease_ms
         self.lose, self.cancel, self.leave, self.nudge = lose, cancel, leave, nudge
+        self.owes, self.spending = owes, Spending(backend)
         self.loop = asyncio.get_running_loop()
         self._client, self.tasks = client, tasks
         self._threads: Threads | None = None
@@ -76,6 +81,18 @@ class Host:
                 return Done()
             durable.check()
         return self.send_progress(held, pct, message)
+
+    def spend(self, ctx: Context, held: Held | None, given: Mapping[str, Amount]) -> Awaitable[Spent]:
+        """`ctx.spend`, from a handler in the loop or in a thread beside it."""
+        assert held is not None
+        work = self.spending.spend(ctx, held, given)
+        try:
+            running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is self.loop:
+            return work
+        return Told(asyncio.run_coroutine_threadsafe(work, self.loop).result())
 
     async def send_progress(self, held: Held, pct: int, message: str) -> None:
         job = held.job
@@ -125,4 +142,5 @@ class Host:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.spending.close()
         await self._client.close()

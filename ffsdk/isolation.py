@@ -18,7 +18,7 @@ import signal
 import threading
 import traceback
 import typing
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,13 +26,15 @@ import msgspec
 
 from ffcore import limits
 from ffcore.contracts.lease import LeaseFence
-from ffcore.errors import EngineError, InvalidArgument, JournalFull
-from ffsdk.context import Context, Done
+from ffcore.errors import BudgetExceeded, EngineError, InvalidArgument, JournalFull
+from ffsdk.context import Context, Done, Told
 from ffsdk.errors import ContinueAs, Failure, Fatal, RetryAfter
 
 if TYPE_CHECKING:
+    from ffcore.admission import Amount
     from ffsdk.durable import Durable
     from ffsdk.held import Held
+    from ffsdk.spending import Spent
     from ffsdk.task import Task
 
 _IDLE_CHILDREN: Final = 4
@@ -55,9 +57,12 @@ class Encoded:
 class RemoteFailure(Exception):
     """A handler failed in its child process: what the child said about it."""
 
-    def __init__(self, reason: str, category: str, detail: str, retry_after_ms: int | None, final: bool) -> None:
+    def __init__(
+        self, reason: str, category: str, detail: str, retry_after_ms: int | None, final: bool, budget_id: str = ""
+    ) -> None:
+        """budget_id: it says no more than that this budget is used up."""
         self.reason, self.category, self.detail = reason, category, detail
-        self.retry_after_ms, self.final = retry_after_ms, final
+        self.retry_after_ms, self.final, self.budget_id = retry_after_ms, final, budget_id
         super().__init__(reason)
 
 
@@ -196,6 +201,19 @@ class _Progress(msgspec.Struct, array_like=True, tag="progress"):
     message: str
 
 
+class _Spend(msgspec.Struct, array_like=True, tag="spend"):
+    amounts: dict[str, str]
+
+
+class _Spent(msgspec.Struct, array_like=True, tag="spent"):
+    usage: dict[str, int | float]
+    soft: list[str]
+    error: str = ""
+    code: str = ""
+    breach: tuple[str, str, float, float] | None = None
+    """Budget, dimension, usage and limit, where a hard limit is passed."""
+
+
 class _Result(msgspec.Struct, array_like=True, tag="result"):
     raw: bytes | None
 
@@ -212,10 +230,11 @@ class _Failed(msgspec.Struct, array_like=True, tag="failed"):
     detail: str
     retry_after_ms: int | None
     final: bool
+    budget_id: str = ""
 
 
-_to_child: Final = msgspec.msgpack.Decoder(_Run | _Ack)
-_from_child: Final = msgspec.msgpack.Decoder(_Progress | _Result | _Again | _Failed)
+_to_child: Final = msgspec.msgpack.Decoder(_Run | _Ack | _Spent)
+_from_child: Final = msgspec.msgpack.Decoder(_Progress | _Spend | _Result | _Again | _Failed)
 
 
 class Child:
@@ -255,16 +274,20 @@ class Child:
                 )
             )
             while True:
-                said: _Progress | _Result | _Again | _Failed = _from_child.decode(self._ours.recv_bytes())
+                said: _Progress | _Spend | _Result | _Again | _Failed = _from_child.decode(self._ours.recv_bytes())
                 match said:
                     case _Progress():
                         self._send(_Ack(self._tell(held, said)))
+                    case _Spend():
+                        self._send(self._spend(held, said))
                     case _Result():
                         return Encoded(said.raw)
                     case _Again():
                         raise ContinueAs(Encoded(said.raw))
                     case _Failed():
-                        raise RemoteFailure(said.reason, said.category, said.detail, said.retry_after_ms, said.final)
+                        raise RemoteFailure(
+                            said.reason, said.category, said.detail, said.retry_after_ms, said.final, said.budget_id
+                        )
         except (EOFError, OSError) as gone:
             if self._killed:
                 raise Killed("the child process was killed") from gone
@@ -287,6 +310,19 @@ class Child:
         return ""
 
 
+    def _spend(self, held: Held, said: _Spend) -> _Spent:
+        assert held.ctx is not None  # it is its context that asks
+        try:
+            # In this thread, so it waits for the worker's loop and has its answer when it returns.
+            spent: Any = held.ctx.spend(**said.amounts)  # type: ignore[arg-type]
+        except BudgetExceeded as over:
+            breach = (over.budget_id, over.dimension, over.usage, over.limit)
+            return _Spent({}, [], str(over), over.code, breach)
+        except EngineError as refused:
+            return _Spent({}, [], str(refused), refused.code)
+        return _Spent(spent.value.usage, spent.value.soft)
+
+
 # ---- child's side --------------------------------------------------------------------------------------
 
 
@@ -295,7 +331,7 @@ class Unsupported(Fatal):
 
 
 class _ChildContext(Context):
-    """Facts and progress; the rest of the context needs the worker's process."""
+    """Facts, progress and spending; the rest of the context needs the worker's process."""
 
     __slots__ = ()
 
@@ -311,7 +347,7 @@ class _ChildContext(Context):
 class _ChildHome:
     """What a context in a child process is connected to (`ffsdk.context.Home`): the pipe, and nothing durable."""
 
-    def __init__(self, pipe: Connection, inbox: queue.SimpleQueue[_Run | _Ack]) -> None:
+    def __init__(self, pipe: Connection, inbox: queue.SimpleQueue[_Run | _Ack | _Spent]) -> None:
         self._pipe, self._inbox = pipe, inbox
 
     def tell(self, held: Held | None, durable: Durable | None, pct: int, message: str) -> Awaitable[None]:
@@ -320,6 +356,21 @@ class _ChildHome:
         if isinstance(answer, _Ack) and answer.error:
             raise EngineError(answer.error)
         return Done()
+
+    def spend(self, ctx: Context, held: Held | None, given: Mapping[str, Amount]) -> Awaitable[Spent]:
+        from ffcore.admission import amounts
+        from ffsdk.spending import Spent
+
+        self._pipe.send_bytes(msgspec.msgpack.encode(_Spend(amounts(given, "spend"))))
+        said = self._inbox.get()
+        assert isinstance(said, _Spent)
+        if said.breach is not None:
+            over = BudgetExceeded(said.error, code=said.code)
+            over.budget_id, over.dimension, over.usage, over.limit = said.breach
+            raise over
+        if said.error:
+            raise (InvalidArgument if said.code == InvalidArgument.code else EngineError)(said.error, code=said.code)
+        return Told(Spent(usage=said.usage, soft=said.soft))
 
     def durable(self, ctx: Context, held: Held | None) -> Durable:
         raise Unsupported(
@@ -333,7 +384,7 @@ def child_main(pipe: Connection) -> None:
     """Run jobs until the worker hangs up. A worker that dies takes its children along, whatever they are doing."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the worker decides what it means
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    inbox: queue.SimpleQueue[_Run | _Ack] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[_Run | _Ack | _Spent] = queue.SimpleQueue()
 
     def listen() -> None:
         while True:
@@ -349,7 +400,7 @@ def child_main(pipe: Connection) -> None:
             pipe.send_bytes(msgspec.msgpack.encode(_perform(job, pipe, inbox)))
 
 
-def _perform(job: _Run, pipe: Connection, inbox: queue.SimpleQueue[_Run | _Ack]) -> msgspec.Struct:
+def _perform(job: _Run, pipe: Connection, inbox: queue.SimpleQueue[_Run | _Ack | _Spent]) -> msgspec.Struct:
     task: Task[Any, Any] | None = None
     try:
         task = find_task(job.module, job.name)
@@ -378,7 +429,7 @@ def _perform(job: _Run, pipe: Connection, inbox: queue.SimpleQueue[_Run | _Ack])
             return _unfit(unfit, "invalid_payload")
     except (Exception, SystemExit) as failed:
         reason, category, detail, retry_after_ms, final = explain(failed)
-        return _Failed(reason, category, detail, retry_after_ms, final)
+        return _Failed(reason, category, detail, retry_after_ms, final, getattr(failed, "budget_id", ""))
     try:
         return _Result(task.encode_result(result))
     except InvalidArgument as unfit:

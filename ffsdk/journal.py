@@ -7,10 +7,14 @@ any order, as in a gather, and two equal ones are told apart.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from ffcore.steps import JournalEntry, step_key
 
 Entries = list[JournalEntry]
+OURS: Final = ("budget {b:", "quota {q:")
+"""What the names of entries begin with that a job's waits for a higher limit leave (`ffsdk.approval`). No handler asks
+for them."""
 
 
 class _Name:
@@ -64,6 +68,10 @@ class Journal:
             if entry.status != "error":
                 self._of(name).claimed_n += 1
         return entry
+
+    def find(self, key: str) -> JournalEntry | None:
+        """The entry of a key, for who asks beside the handler."""
+        return self._entries.get(key)
 
     def stands_against(self, name: str) -> Entries:
         """Entries of earlier runs under this name, none of which this run has asked for: with another call of the name

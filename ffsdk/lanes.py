@@ -1,4 +1,4 @@
-"""A lane seen by its operator: pause, resume, drain, its order, what it keeps, and what is in it.
+"""A lane seen by its operator: pause, resume, drain, its order, its limits, what it keeps, and what is in it.
 
 A lane's settings are a record with a revision and a copy in every partition; see `ffsdk.settings`.
 """
@@ -6,18 +6,22 @@ A lane's settings are a record with a revision and a copy in every partition; se
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ffcore import checks, ids, limits
+from ffcore.admission import Amount, amount_text
 from ffcore.errors import InvalidArgument, NotFound
-from ffcore.ids import LaneId, PartitionKey
-from ffcore.settings import lane_name
+from ffcore.ids import LaneId, PartitionKey, QuotaPolicyId
+from ffcore.settings import lane_name, weights_name
 from ffsdk.fanout import ask_all
-from ffsdk.settings import LaneSettings, change, lane_settings
-from ffsdk.times import Duration, span_ms
-from ffsdk.views import FanOut, LaneStats
+from ffsdk.settings import LaneSettings, change, lane_settings, lane_weights
+from ffsdk.times import Duration, from_ms, span_ms
+from ffsdk.views import FanOut, LaneHalt, LaneStats
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ffcore.backend import Backend
     from ffcore.contracts.operator import LaneCounts
     from ffsdk.client import Client
 
@@ -78,6 +82,52 @@ class Lane:
             raise InvalidArgument("keep what? Give age=, count= or bytes=")
         return await self._set(revision, **{name: value for name, value in given.items() if value is not None})
 
+    async def limit(
+        self, *, concurrency: int | None = None, rate: tuple[int, Duration] | None = None, revision: int | None = None
+    ) -> FanOut:
+        """Run at most so many of its jobs at once, and start at most `n` of them in any window: ``rate=(n, seconds)``.
+        Neither: no limit any more. It is a quota, ``lane:<name>``; whoever is over it waits in line, whatever else the
+        job needs. Holds in the whole store, to the job."""
+        if concurrency is None and rate is None:
+            return await self._set(revision, quota="")
+        from ffsdk.quotas import rate_of
+
+        starts, window_s = rate_of(rate)
+        checks.whole(concurrency, "concurrency", 1, limits.QUOTA_N)
+        own = await _put_quota(self._client.backend, self.name, window_s or 0, starts or 0, concurrency or 0)
+        return await self._set(revision, quota=own)
+
+    async def backlog(
+        self, *, count: int | None = None, bytes: int | None = None, revision: int | None = None
+    ) -> FanOut:  # fmt: skip
+        """Refuse submits (StoreFull, code `lane_full`) while so many jobs stand in line (ready, delayed or blocked), or
+        so many bytes of payload of jobs that have not ended; 0: no bound of that kind, None: as it is. Each partition
+        has its share, so a lane may be full a little before its line is as long as that."""
+        checks.whole(count, "count", 0)
+        checks.whole(bytes, "bytes", 0)
+        given = {"max_count": count, "max_bytes": bytes}
+        if all(value is None for value in given.values()):
+            raise InvalidArgument("how much of a backlog? Give count= or bytes=")
+        return await self._set(revision, **{name: value for name, value in given.items() if value is not None})
+
+    async def weigh(self, weights: Mapping[str, Amount], *, revision: int | None = None) -> FanOut:
+        """Give fairness keys more turns, or fewer: one of weight 2 gets two where others get one. From 0.01 to 100;
+        what is not named stays, 1 is as good as none. Jobs in line keep the turns they have."""
+        packed: dict[str, object] = {}
+        for key, weight in weights.items():
+            checks.text(key, "fairness key", limits.KEY_BYTES)
+            text = amount_text(weight, f"weight of {key}")
+            if not 1 / limits.WEIGHT_MAX <= float(text) <= limits.WEIGHT_MAX:
+                raise InvalidArgument(f"weight of {key!r:.80} is {text}: use one from 0.01 to {limits.WEIGHT_MAX}")
+            packed[key] = text
+        if not packed:
+            raise InvalidArgument("which weights? Give at least one fairness key")
+        return await change(self._client.backend, weights_name(self.name), packed, revision)
+
+    async def weights(self) -> dict[str, float]:
+        """The fairness keys that do not weigh 1."""
+        return await lane_weights(self._client.backend, self.name)
+
     async def settings(self) -> LaneSettings:
         """What it was told, at which revision, and who has not heard of it yet."""
         return await lane_settings(self._client.backend, self.name)
@@ -105,10 +155,11 @@ class Lane:
         ages = [found.now_ms - found.oldest_created_at for found in reached.values() if found.oldest_created_at]
         rate_in, rate_out = await self._rates(reached)
         depth = {word: counts.get(word, 0) for word in ("delayed", "active", "suspended", *_TERMINAL)}
-        held = counts.get("blocked", 0)
+        held = counts.get("blocked", 0) + sum(found.held for found in reached.values())
+        waiting = counts.get("ready", 0) + counts.get("granted", 0) + counts.get("blocked", 0)
         return LaneStats(
             state=states.pop() if len(states) == 1 else "mixed", held=held,
-            depth={"waiting": counts.get("ready", 0) + counts.get("granted", 0) + held, **depth},
+            depth={"waiting": waiting, **depth}, halts=_halts(reached),
             oldest_age=max(ages, default=0) / 1000, rate_in=rate_in, rate_out=rate_out,
             idle_workers=max((found.parked for found in reached.values()), default=0), not_reached=lost,
         )  # fmt: skip
@@ -149,6 +200,38 @@ class Lane:
                     if name == self.name:
                         created, ended = created + (was == "-"), ended + (now in _TERMINAL)
         return created, ended, max(until_ms - since_ms, 1_000) / 1000
+
+
+def _halts(reached: dict[PartitionKey, LaneCounts]) -> list[LaneHalt]:
+    """What is halted, over all partitions: those of one reason that wait for the same are one."""
+    found: dict[tuple[str, str], LaneHalt] = {}
+    for one in (halt for counts in reached.values() for halt in counts.halts):
+        kind: Literal["budget", "quota"] = "budget" if one.kind == "b" else "quota"
+        known = found.get((kind, one.detail))
+        until = max(filter(None, (from_ms(one.until), known.until if known else None)), default=None)
+        found[kind, one.detail] = LaneHalt(
+            kind=kind, detail=one.detail, jobs=one.jobs + (known.jobs if known else 0), until=until
+        )
+    return sorted(found.values(), key=lambda halt: (-halt.jobs, halt.detail))
+
+
+async def _put_quota(backend: Backend, lane: LaneId, window_s: int, starts: int, concurrency: int) -> QuotaPolicyId:
+    """The lane's own quota, with these limits. One for the store, whatever namespace its jobs are of."""
+    from ffcore.contracts.quota import ChangeQuotaArgs, CreateQuotaPolicyArgs, QuotaPolicyAlreadySatisfied
+    from ffsdk.admit import quota_id
+
+    name = f"lane:{lane}"
+    own = quota_id("default", name, backend.config)
+    made = await backend.call(CreateQuotaPolicyArgs(
+        quota_policy_id=own, name=name, window_seconds=window_s, max_requests_per_window=starts,
+        max_concurrent=concurrency,
+    ))  # fmt: skip
+    if isinstance(made, QuotaPolicyAlreadySatisfied):
+        await backend.call(ChangeQuotaArgs(
+            quota_policy_id=own, window_seconds=window_s, max_requests_per_window=starts,
+            max_concurrent=concurrency,
+        ))  # fmt: skip
+    return own
 
 
 class LaneNames:

@@ -67,12 +67,13 @@ class Presence:
             "pid": os.getpid(),
             "lanes": lanes,
             "concurrency": concurrency,
-            "capabilities": sorted(capabilities.tokens)[: limits.TAGS_N],
-            "tasks": [f"{task.name}@{task.version}" for task in list(app.tasks.values())[: limits.PAGE_N]],
+            "capabilities": sorted(capabilities.tokens),
+            "tasks": [f"{task.name}@{task.version}" for task in app.tasks.values()],
         }
         raw = msgspec.json.encode(info)
+        # Of too many tasks it says none: half a list would read as if it did not know the others.
         self._info = (
-            raw if len(raw) <= limits.REASON_BYTES else msgspec.json.encode({**info, "tasks": [], "capabilities": []})
+            raw if len(raw) <= limits.WORKER_INFO_BYTES else msgspec.json.encode({**info, "tasks": None})
         )
 
     async def begin(self) -> None:

@@ -93,10 +93,29 @@ class Runners:
         """Handlers of suspended jobs that have not ended: their slots are free, their runners not yet."""
         self.on_rest: Callable[[], None] | None = None
         """Called whenever no handler runs any more; for a worker that stops."""
+        self.on_ended: Callable[[], None] | None = None
+        """Called whenever a handler has ended, while there are jobs that wait to be admitted."""
 
     def load(self) -> int:
         """Jobs in the buffer or with a handler."""
         return len(self.buffer) + self.running_n
+
+    def room(self) -> int:
+        """How many more jobs would start soon: as many as there are free slots, and while handlers are short as many
+        again, which would wait no longer for a slot than for the store."""
+        soon = self._concurrency
+        if self.mean_s is not None and self.mean_s < SHORT_S:
+            soon = min(2 * soon, self.capacity())
+        return soon - self.load()
+
+    @property
+    def keeps(self) -> bool:
+        """Whoever asks for a `prefetch` of his own wants jobs held, however long they wait."""
+        return self._prefetch is not None
+
+    def slow(self) -> None:
+        """What was taken in advance does not move: until a handler has ended, nothing is any more."""
+        self.mean_s = max(self.mean_s or 0.0, SHORT_S)
 
     def capacity(self) -> int:
         """How many jobs the worker may hold unfinished."""
@@ -133,8 +152,7 @@ class Runners:
         if left_s > 0:
             self._checking = self._loop.call_later(left_s, self._check)
             return
-        # No handler has ended to say so: until one does, nothing is taken in advance.
-        self.mean_s = max(self.mean_s or 0.0, SHORT_S)
+        self.slow()
         stuck = self.take_back()
         log.info("%d jobs that have not started are given back: no handler has ended for %g s", len(stuck), STUCK_S)
         for held in stuck:
@@ -163,6 +181,8 @@ class Runners:
 
     def _ended_one(self) -> None:
         self.running_n -= 1
+        if self.on_ended is not None:
+            self.on_ended()
         if self.on_rest is not None and self.running_n == 0:
             self.on_rest()
 

@@ -33,6 +33,14 @@ class LaneSettings(msgspec.Struct, frozen=True, kw_only=True):
     keep_count: int
     keep_bytes: int
     """What is kept of ended jobs in the whole store."""
+    max_count: int
+    """Submits are refused while so many jobs stand in line."""
+    max_bytes: int
+    """Or so many bytes of payload of jobs that have not ended."""
+    concurrency: int
+    """Its jobs that may run at once, in the whole store."""
+    rate: tuple[int, float] | None
+    """How many may start in any window, and its seconds; None: any number."""
     revision: int
     """0: nobody has ever set anything."""
     changed_at: datetime | None
@@ -85,12 +93,39 @@ async def lane_settings(backend: Backend, lane: LaneId) -> LaneSettings:
 
     row, behind = await _read(backend, names.lane_name(lane))
     values = row.values if row is not None else {}
+    concurrency, rate = await _quota_of(backend, values.get("quota", ""))
     return LaneSettings(
         lane=lane, state=values.get("state", "active"), aged=int(values.get("aged_s", "0")),
         keep_age=int(values.get("age_ms", limits.RETENTION_AGE_MS)) / 1000, keep_count=int(values.get("count", "0")),
-        keep_bytes=int(values.get("bytes", "0")), revision=0 if row is None else row.revision,
+        keep_bytes=int(values.get("bytes", "0")), max_count=int(values.get("max_count", "0")),
+        max_bytes=int(values.get("max_bytes", "0")), concurrency=concurrency, rate=rate,
+        revision=0 if row is None else row.revision,
         changed_at=None if row is None else from_ms(row.changed_at), behind=behind,
     )  # fmt: skip
+
+
+async def _quota_of(backend: Backend, quota_id: str) -> tuple[int, tuple[int, float] | None]:
+    """The limits of a lane's quota; none of one that somebody has deleted."""
+    from ffcore.contracts.quota import ReadQuotaArgs
+    from ffcore.errors import NotFound
+    from ffcore.ids import QuotaPolicyId
+
+    if not quota_id:
+        return 0, None
+    try:
+        found = await backend.call(ReadQuotaArgs(quota_policy_id=QuotaPolicyId(quota_id)))
+    except NotFound:
+        return 0, None
+    starts = found.max_requests_per_window
+    return found.max_concurrent, (starts, float(found.window_seconds)) if starts else None
+
+
+async def lane_weights(backend: Backend, lane: LaneId) -> dict[str, float]:
+    """Fairness keys of a lane that do not weigh 1."""
+    from ffcore.contracts.settings import ListSettingsArgs
+
+    page = await backend.call(ListSettingsArgs(partition=names.REGISTRY, name=names.weights_name(lane)))
+    return {key: float(weight) for row in page.records for key, weight in sorted(row.values.items())}
 
 
 async def store_settings(backend: Backend) -> StoreSettings:

@@ -14,7 +14,7 @@ import inspect
 import types
 import typing
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -37,6 +37,7 @@ from ffsdk.times import Duration, span_ms
 if TYPE_CHECKING:
     from ffsdk.context import Context
     from ffsdk.durable import Durable
+    from ffsdk.spending import Charge
 
 SLEEP: Final = "sleep"
 SUSPEND_MS: Final = 4_500
@@ -59,12 +60,13 @@ class StepInfo:
     occurrence   how many steps of this name and these arguments came before it
     """
 
-    __slots__ = ("durable", "frames", "key", "name", "over")
+    __slots__ = ("_charges", "durable", "frames", "key", "name", "over")
 
     def __init__(self, durable: Durable, name: str, key: str) -> None:
         self.name, self.durable, self.key, self.over = name, durable, key, False
         self.frames: list[StepFrame] = []
         """What `emit` left for the step's record."""
+        self._charges: dict[str, Charge] = {}
 
     def emit(self, value: Any, type: str = "token") -> None:
         """A frame of the job's stream that is part of the step: readers get it when the step is recorded, once; of a
@@ -86,6 +88,16 @@ class StepInfo:
                 f"{limits.BATCH_BYTES} bytes of them: use ctx.emit for what may be seen twice"
             )
         self.frames.append(StepFrame(type, "append", raw, encoding))
+
+    def charge(self, charges: Sequence[Charge]) -> None:
+        """What `ctx.spend` left for the step's record: one charge for each budget."""
+        for charge in charges:
+            before = self._charges.get(charge.budget_id)
+            self._charges[charge.budget_id] = charge if before is None else before.plus(charge)
+
+    def take_charges(self) -> list[Charge]:
+        charges, self._charges = list(self._charges.values()), {}
+        return charges
 
     @property
     def effect_key(self) -> str:
@@ -229,30 +241,37 @@ class Begun:
         except InvalidArgument as unfit:
             await self.failed(unfit)
             raise
-        standing = await self.durable.record(self.key, "step", self.name, "ok", raw, self.info.frames)
+        standing = await self.durable.record(
+            self.key, "step", self.name, "ok", raw, self.info.frames, self.info.take_charges()
+        )
         return value if standing is None else result_of(standing, plan)
 
     async def failed(self, error: Exception) -> None:
         """Record a failure that is final, count one that is not. The error itself is the caller's to raise."""
+        charges = self.info.take_charges()
         try:
             if isinstance(error, Fatal):
                 failure = StepFailure(type(error).__name__, shorten(error.reason, REASON_BYTES), error.category)
-                await self.durable.record(self.key, "step", self.name, "fatal", failure.pack())
+                await self.durable.record(self.key, "step", self.name, "fatal", failure.pack(), (), charges)
             elif not self.at_most_once:
-                reason = shorten(said_of(error), REASON_BYTES)
-                await self.durable.record(self.key, "step", self.name, "error", pack_error(self.tries + 1, reason))
+                tried = pack_error(self.tries + 1, shorten(said_of(error), REASON_BYTES))
+                await self.durable.record(self.key, "step", self.name, "error", tried, (), charges)
+            else:
+                self.durable.spent(charges)
         except JournalFull as full:
             error.add_note(f"it could not be recorded: {full}")
 
     async def given_up(self) -> None:
         """Count a try that the handler itself has ended: by a timeout, or because another step failed. Without an
         entry the next run, which asks for it again, would look like one that asks for something else."""
-        durable = self.durable
+        durable, charges = self.durable, self.info.take_charges()
         if durable.held.why is not None or not durable.holding or self.at_most_once:
+            durable.spent(charges)
             return  # the whole handler is being stopped; or the intent says as much
         with contextlib.suppress(EngineError):
             reason = "the handler gave it up (a timeout around it, or another step failed)"
-            await durable.record(self.key, "step", self.name, "error", pack_error(self.tries + 1, reason))
+            tried = pack_error(self.tries + 1, reason)
+            await durable.record(self.key, "step", self.name, "error", tried, (), charges)
 
 
 async def step(

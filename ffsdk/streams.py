@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import msgspec
 
 from ffcore import checks, limits
+from ffcore.admission import Amount
 from ffcore.contracts.stream import ReadSummaryArgs, StreamCursor, SummaryDocument, TailFrame, WriteSummaryArgs
 from ffcore.errors import Conflict, Incompatible, InvalidArgument, StaleLease, Suspended, Unavailable
 from ffcore.ids import ExecutionId
@@ -61,12 +62,23 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
 # ---- emitting ------------------------------------------------------------------------------------------
 
 
-async def emit(ctx: Context, value: Any, type: str = "token", mode: Mode = "append") -> None:
+async def emit(
+    ctx: Context, value: Any, type: str = "token", mode: Mode = "append", spend: Mapping[str, Amount] | None = None
+) -> None:
     """Append a frame to the stream of the attempt; see `ffsdk.context.Context.emit`."""
     if mode not in MODES:
         raise InvalidArgument(f"mode is {checks.shown(mode)}: use append or best_effort")
     raw, encoding = encoded(value, type)
     durable = _holding(ctx)
+    durable.hear_breach()
+    told = None
+    if spend is not None:
+        spending, held = durable.host.spending, durable.held
+        charges = await spending.charges(held, spend)
+        if mode == "best_effort":
+            durable.spent(charges, folds=True)
+        else:
+            told = [(charge, spending.put(held, charge, folds=True)) for charge in charges]
     frame = emitter_of(durable.host.backend).put(
         ExecutionId(ctx.execution_id), durable.fence_text, type, mode, raw, encoding
     )
@@ -75,6 +87,8 @@ async def emit(ctx: Context, value: Any, type: str = "token", mode: Mode = "appe
     except StaleLease:
         _holding(ctx)  # suspended meanwhile: the handler is being unwound
         raise
+    if told:
+        await durable.host.spending.heard([(charge, await said) for charge, said in told])
 
 
 def encoded(value: Any, type: str) -> tuple[bytes, str | None]:

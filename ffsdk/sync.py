@@ -6,18 +6,14 @@ use from several threads. Do not use it inside an event loop: there the async cl
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import contextlib
-import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import (
     TYPE_CHECKING,
     Any,
-    Concatenate,
     Generic,
-    ParamSpec,
+    Literal,
     Self,
     TypeAlias,
     TypeVar,
@@ -26,130 +22,46 @@ from typing import (
     overload,
 )
 
+from ffsdk import budgets as aio_budgets
 from ffsdk import client as aio
 from ffsdk import flow as aio_flow
 from ffsdk import job as aio_job
 from ffsdk import lanes as aio_lanes
 from ffsdk import node as aio_node
+from ffsdk import quotas as aio_quotas
 from ffsdk import times
 from ffsdk.app import App
 from ffsdk.connect import Durability
 from ffsdk.draft import LEFT_OUT, On
-from ffsdk.errors import InvalidArgument, SubmitErrors, Unavailable
+from ffsdk.errors import SubmitErrors, Unavailable
+from ffsdk.facade import Facade, Loop, blocking
 from ffsdk.outcomes import Outcome
 from ffsdk.submit import JobOptions, SubmitOptions
+from ffsdk.sync_schedules import Scheduling
 from ffsdk.task import Task
 
 if TYPE_CHECKING:
+    from ffcore.admission import Amount
+    from ffcore.contracts.budget import BudgetStatus
     from ffcore.contracts.flow import FlowInfo
+    from ffcore.contracts.quota import ListedQuota
     from ffcore.ids import ExecutionId, FlowId
+    from ffsdk.admit import Budgets, Quotas
     from ffsdk.events import Kind
     from ffsdk.flows import FlowMember
     from ffsdk.joins import Join
     from ffsdk.listing import States, Tag
+    from ffsdk.quotas import Rate
     from ffsdk.streams import Frame
     from ffsdk.views import Event, JobInfo
 
 P = TypeVar("P")
 R = TypeVar("R")
-A = TypeVar("A")
-S = ParamSpec("S")
 if TYPE_CHECKING:
     After: TypeAlias = "Node[Any] | Join | Iterable[Node[Any]]"
-TURNS_N = 10
-"""Turns of the loop between the end of the client and that of the loop."""
 
 
-class _Loop:
-    """An event loop in a daemon thread."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._gate, self._closed = threading.Lock(), False
-        self._thread = threading.Thread(target=self._work, name="ff-sync", daemon=True)
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, R]) -> R:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass
-        else:
-            work.close()
-            raise InvalidArgument("ff.sync blocks, and an event loop runs in this thread: use the async client here")
-        with self._gate:
-            if self._closed:
-                work.close()
-                raise Unavailable("the client is closed", code="closed")
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except concurrent.futures.CancelledError:
-            if self._closed:
-                raise Unavailable("the client was closed meanwhile", code="closed") from None
-            raise
-        except BaseException:
-            future.cancel()  # KeyboardInterrupt: nobody waits for it any more
-            raise
-
-    @property
-    def alive(self) -> bool:
-        return not self._closed
-
-    def stop(self) -> None:
-        """End the thread. What other threads wait for ends with Unavailable, code `closed`."""
-        with self._gate:
-            if self._closed:
-                return
-            self._closed = True
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-
-    def _work(self) -> None:
-        self._loop.run_forever()
-        self._loop.run_until_complete(self._end())
-        self._loop.close()
-
-    async def _end(self) -> None:
-        for _ in range(TURNS_N):  # whoever has been told that the client is closed says so himself
-            await asyncio.sleep(0)
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in left:
-            task.cancel()
-        await asyncio.wait(left, timeout=1.0) if left else None
-        await self._loop.shutdown_asyncgens()
-
-
-class _Facade(Generic[A]):
-    """Something async and the loop it lives on."""
-
-    def __init__(self, async_: A, loop: _Loop) -> None:
-        self.async_ = async_
-        """The async twin. It belongs to the facade's own thread."""
-        self._loop = loop
-
-    def _iterate(self, made: AsyncIterator[R]) -> Iterator[R]:
-        async def step() -> tuple[R, ...]:
-            async for item in made:
-                return (item,)
-            return ()
-
-        while found := self._loop.run(step()):
-            yield found[0]
-
-
-def _blocking(method: Callable[Concatenate[A, S], Coroutine[Any, Any, R]]) -> Callable[Concatenate[_Facade[A], S], R]:
-    """The blocking form of an async method, with the same parameters."""
-
-    def call(self: _Facade[A], /, *args: S.args, **kwargs: S.kwargs) -> R:
-        return self._loop.run(method(self.async_, *args, **kwargs))  # pyright: ignore[reportPrivateUsage]
-
-    call.__name__, call.__doc__ = method.__name__, method.__doc__
-    call.__wrapped__ = method  # type: ignore[attr-defined]  # what inspect.signature and help() show
-    return call
-
-
-class Job(_Facade[aio_job.Job[R]], Generic[R]):
+class Job(Facade[aio_job.Job[R]], Generic[R]):
     """A blocking handle on one execution; see `ffsdk.job.Job`."""
 
     @property
@@ -176,14 +88,14 @@ class Job(_Facade[aio_job.Job[R]], Generic[R]):
         """How it ended; see `ffsdk.job.Job.outcome`."""
         return self._loop.run(self.async_.outcome(timeout))
 
-    status = _blocking(aio_job.Job[Any].status)
-    explain = _blocking(aio_job.Job[Any].explain)
-    steps = _blocking(aio_job.Job[Any].steps)
-    summary = _blocking(aio_job.Job[Any].summary)
-    cancel = _blocking(aio_job.Job[Any].cancel)
-    pause = _blocking(aio_job.Job[Any].pause)
-    resume = _blocking(aio_job.Job[Any].resume)
-    replay = _blocking(aio_job.Job[Any].replay)
+    status = blocking(aio_job.Job[Any].status)
+    explain = blocking(aio_job.Job[Any].explain)
+    steps = blocking(aio_job.Job[Any].steps)
+    summary = blocking(aio_job.Job[Any].summary)
+    cancel = blocking(aio_job.Job[Any].cancel)
+    pause = blocking(aio_job.Job[Any].pause)
+    resume = blocking(aio_job.Job[Any].resume)
+    replay = blocking(aio_job.Job[Any].replay)
 
     def stream(self, after: str | None = None) -> Iterator[Frame]:
         """What its handler emits; see `ffsdk.job.Job.stream`."""
@@ -228,7 +140,7 @@ class Node(Job[R]):
         return self.async_.task_name
 
 
-class Flow(_Facade[aio_flow.Flow]):
+class Flow(Facade[aio_flow.Flow]):
     """``with client.flow("nightly") as flow``, and a blocking handle on it after that; see `ffsdk.flow.Flow`."""
 
     @property
@@ -289,12 +201,12 @@ class Flow(_Facade[aio_flow.Flow]):
         made = self.async_.add(cast("str", task), payload, after=cast("Any", after), on=on, key=key, **options)
         return Node(made, self._loop)
 
-    status = _blocking(aio_flow.Flow.status)
-    outcome = _blocking(aio_flow.Flow.outcome)
-    describe = _blocking(aio_flow.Flow.describe)
-    cancel = _blocking(aio_flow.Flow.cancel)
-    replay = _blocking(aio_flow.Flow.replay)
-    set_tags = _blocking(aio_flow.Flow.set_tags)
+    status = blocking(aio_flow.Flow.status)
+    outcome = blocking(aio_flow.Flow.outcome)
+    describe = blocking(aio_flow.Flow.describe)
+    cancel = blocking(aio_flow.Flow.cancel)
+    replay = blocking(aio_flow.Flow.replay)
+    set_tags = blocking(aio_flow.Flow.set_tags)
 
     def nodes(self, *, edges: bool = True) -> Iterator[FlowMember]:
         """Its jobs; see `ffsdk.flow.Flow.nodes`."""
@@ -314,32 +226,78 @@ class Flow(_Facade[aio_flow.Flow]):
         return hash(self.id)
 
 
-class Lane(_Facade[aio_lanes.Lane]):
+class Lane(Facade[aio_lanes.Lane]):
     """A blocking handle on a lane; see `ffsdk.lanes.Lane`."""
 
     @property
     def name(self) -> str:
         return self.async_.name
 
-    pause = _blocking(aio_lanes.Lane.pause)
-    resume = _blocking(aio_lanes.Lane.resume)
-    drain = _blocking(aio_lanes.Lane.drain)
-    disable = _blocking(aio_lanes.Lane.disable)
-    aged = _blocking(aio_lanes.Lane.aged)
-    strict = _blocking(aio_lanes.Lane.strict)
-    keep = _blocking(aio_lanes.Lane.keep)
-    settings = _blocking(aio_lanes.Lane.settings)
-    stats = _blocking(aio_lanes.Lane.stats)
+    pause = blocking(aio_lanes.Lane.pause)
+    resume = blocking(aio_lanes.Lane.resume)
+    drain = blocking(aio_lanes.Lane.drain)
+    disable = blocking(aio_lanes.Lane.disable)
+    aged = blocking(aio_lanes.Lane.aged)
+    strict = blocking(aio_lanes.Lane.strict)
+    keep = blocking(aio_lanes.Lane.keep)
+    limit = blocking(aio_lanes.Lane.limit)
+    backlog = blocking(aio_lanes.Lane.backlog)
+    weigh = blocking(aio_lanes.Lane.weigh)
+    weights = blocking(aio_lanes.Lane.weights)
+    settings = blocking(aio_lanes.Lane.settings)
+    stats = blocking(aio_lanes.Lane.stats)
 
 
-class Client(_Facade[aio.Client]):
+class BudgetHandle(Facade[aio_budgets.BudgetHandle]):
+    """A blocking handle on a budget; see `ffsdk.budgets.BudgetHandle`."""
+
+    @property
+    def name(self) -> str:
+        return self.async_.name
+
+    @property
+    def id(self) -> str:
+        return self.async_.id
+
+    @property
+    def info(self) -> BudgetStatus | None:
+        return self.async_.info
+
+    status = blocking(aio_budgets.BudgetHandle.status)
+    report = blocking(aio_budgets.BudgetHandle.report)
+    reset = blocking(aio_budgets.BudgetHandle.reset)
+    raise_ = blocking(aio_budgets.BudgetHandle.raise_)
+    spenders = blocking(aio_budgets.BudgetHandle.spenders)
+    delete = blocking(aio_budgets.BudgetHandle.delete)
+
+
+class QuotaHandle(Facade[aio_quotas.QuotaHandle]):
+    """A blocking handle on a quota; see `ffsdk.quotas.QuotaHandle`."""
+
+    @property
+    def name(self) -> str:
+        return self.async_.name
+
+    @property
+    def id(self) -> str:
+        return self.async_.id
+
+    @property
+    def info(self) -> ListedQuota | None:
+        return self.async_.info
+
+    status = blocking(aio_quotas.QuotaHandle.status)
+    delete = blocking(aio_quotas.QuotaHandle.delete)
+
+
+class Client(Facade[aio.Client], Scheduling):
     """``with ff.sync.Client(url) as client``; see `ffsdk.client.Client`. Opens when made."""
 
     def __init__(
         self, url: str | None = None, *, namespace: str = "default", durability: Durability = "accepted",
         app: App | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(aio.Client(url, namespace=namespace, durability=durability, app=app), _Loop())
+        super().__init__(aio.Client(url, namespace=namespace, durability=durability, app=app), Loop())
         try:
             self._loop.run(self.async_.open())
         except BaseException:
@@ -404,10 +362,13 @@ class Client(_Facade[aio.Client]):
 
     def flow(
         self, name: str, key: str | None = None, *, tags: Mapping[str, str] | None = None,
-        budget: object | None = None, durability: Durability | None = None, patience: times.Duration | None = None,
+        budget: Budgets | None = None, quota: Quotas | None = None, durability: Durability | None = None,
+        patience: times.Duration | None = None,
     ) -> Flow:  # fmt: skip
         """A graph of jobs; see `ffsdk.client.Client.flow`."""
-        made = self.async_.flow(name, key, tags=tags, budget=budget, durability=durability, patience=patience)
+        made = self.async_.flow(
+            name, key, tags=tags, budget=budget, quota=quota, durability=durability, patience=patience
+        )
         return Flow(made, self._loop)
 
     def flow_by_id(self, flow_id: str) -> Flow:
@@ -443,11 +404,36 @@ class Client(_Facade[aio.Client]):
         self._loop.run(made.start())
         return self._iterate(made)
 
-    cancel_many = _blocking(aio.Client.cancel_many)
-    replay_many = _blocking(aio.Client.replay_many)
-    purge_many = _blocking(aio.Client.purge_many)
-    gate = _blocking(aio.Client.gate)
-    settings = _blocking(aio.Client.settings)
-    signal = _blocking(aio.Client.signal)
-    hold = _blocking(aio.Client.hold)
-    release = _blocking(aio.Client.release)
+    def budget(
+        self, name: str, *, hard: Mapping[str, Amount] | None = None, soft: Mapping[str, Amount] | None = None,
+        reset: times.Duration | None = None, on_breach: Literal["record", "refuse"] | None = None,
+        scope: tuple[str, str] | None = None,
+    ) -> BudgetHandle:  # fmt: skip
+        """Declare or find a budget; see `ffsdk.client.Client.budget`."""
+        made = self.async_.budget(name, hard=hard, soft=soft, reset=reset, on_breach=on_breach, scope=scope)
+        return BudgetHandle(self._loop.run(made), self._loop)
+
+    def budgets(self) -> Iterator[BudgetHandle]:
+        """Budgets of this namespace."""
+        for found in self._iterate(self.async_.budgets()):
+            yield BudgetHandle(found, self._loop)
+
+    def quota(self, name: str, *, rate: Rate | None = None, concurrency: int | None = None) -> QuotaHandle:
+        """Declare or find a quota; see `ffsdk.client.Client.quota`."""
+        return QuotaHandle(self._loop.run(self.async_.quota(name, rate=rate, concurrency=concurrency)), self._loop)
+
+    def quotas(self) -> Iterator[QuotaHandle]:
+        """Quotas of this namespace."""
+        for found in self._iterate(self.async_.quotas()):
+            yield QuotaHandle(found, self._loop)
+
+    cancel_many = blocking(aio.Client.cancel_many)
+    replay_many = blocking(aio.Client.replay_many)
+    purge_many = blocking(aio.Client.purge_many)
+    gate = blocking(aio.Client.gate)
+    weight = blocking(aio.Client.weight)
+    workers = blocking(aio.Client.workers)
+    settings = blocking(aio.Client.settings)
+    signal = blocking(aio.Client.signal)
+    hold = blocking(aio.Client.hold)
+    release = blocking(aio.Client.release)

@@ -21,7 +21,8 @@ from ffcore import checks, ids, limits
 from ffcore.errors import InvalidArgument
 from ffcore.policy import ExecutionPolicy, RoutingRequirements, TimeoutPolicy, check_policy
 from ffsdk import payload as payloads
-from ffsdk.errors import refuse_not_yet
+from ffsdk.admit import Budget, Budgets, Quota, Quotas, Terms
+from ffsdk.fields import check_path, text_at
 from ffsdk.retry import Retry
 from ffsdk.times import Duration, optional_ms
 
@@ -48,8 +49,8 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
     lease: Duration | None = None
     """Between renewals; None: the worker's setting."""
     requires: frozenset[str] = frozenset()
-    budget: object | None = None
-    quota: object | None = None
+    budget: Budgets | None = None
+    quota: Quotas | None = None
     fairness: str | None = None
     isolation: Isolation = "auto"
     version: int = 1
@@ -60,15 +61,12 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
         checks.priority(self.priority)
         checks.whole(self.version, "version", 1, 1_000_000_000)
         checks.capabilities(self.requires)
-        refuse_not_yet(budget=self.budget, quota=self.quota)
         if not isinstance(self.retry, Retry):
             raise InvalidArgument(f"retry is {self.retry!r:.60}: use ff.Retry(...)")
         if self.isolation not in ("auto", "thread", "process"):
             raise InvalidArgument(f"isolation {self.isolation!r:.40}: use auto, thread or process")
         if self.fairness is not None:
-            parts = self.fairness.split(".")
-            if parts[0] != "payload" or not all(part.isidentifier() for part in parts):
-                raise InvalidArgument(f"fairness {self.fairness!r:.60}: use a payload's field, as in payload.tenant")
+            check_path(self.fairness, "fairness")
 
 
 def required(tokens: Iterable[str] | None) -> frozenset[str]:
@@ -106,21 +104,6 @@ def _without_none(value: Any) -> Any:
     return {name: _without_none(inner) for name, inner in found.items() if inner is not None}
 
 
-def fairness_of(path: str | None, payload: Any) -> str | None:
-    """The value at ``payload.a.b`` as text; None where the path ends early. Reads attributes or keys."""
-    if path is None:
-        return None
-    value: Any = payload
-    for part in path.split(".")[1:]:
-        value = typing.cast("Any", value).get(part) if isinstance(value, dict) else getattr(value, part, None)
-        if value is None:
-            return None
-    text = str(value)
-    raw = text.encode()
-    # A key over the limit is still one tenant's: its digest keeps it apart from the others.
-    return text if 0 < len(raw) <= limits.KEY_BYTES and text.isprintable() else hashlib.sha256(raw).hexdigest()
-
-
 def digest(task: str, payload: bytes, lane: str, flow: str = "") -> bytes:
     """What tells a repeated submit from a conflicting one: task, payload, lane, flow; nothing else."""
     return hashlib.sha256(b"\0".join((task.encode(), payload, lane.encode(), flow.encode()))).digest()[:16]
@@ -133,6 +116,8 @@ class Task(Generic[P_contra, R_co]):
         self.fn: Callable[..., Any] = fn
         self.options = options
         self.name, self.version, self.lane = options.name, options.version, options.lane
+        self.terms = Terms.of(options.budget, options.quota)
+        """The budgets and quotas its jobs are admitted by."""
         target: Any = typing.cast("Any", fn).func if isinstance(fn, functools.partial) else fn
         if not callable(target) or inspect.isasyncgenfunction(target) or inspect.isgeneratorfunction(target):
             raise InvalidArgument(f"task {self.name}: use a function, def or async def, that returns its result")
@@ -213,7 +198,7 @@ class Task(Generic[P_contra, R_co]):
 
     def fairness_of(self, payload: Any) -> str | None:
         """The fairness key of a payload."""
-        return fairness_of(self.options.fairness, payload)
+        return text_at(self.options.fairness, payload)
 
     def descriptor(self) -> bytes:
         """What workers publish, so that others submit by name: JSON of at most 16 KiB."""
@@ -222,6 +207,8 @@ class Task(Generic[P_contra, R_co]):
             "policy": msgspec.Raw(self.policy), "requires": sorted(self.options.requires),
             "fairness": self.options.fairness,
         }  # fmt: skip
+        if self.terms.any:
+            facts["budgets"], facts["quotas"] = self.terms.budgets, self.terms.quotas
         shape = payloads.schema(self.payload_type)
         if shape is not None:
             full = msgspec.json.encode({**facts, "payload": shape})
@@ -240,6 +227,8 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
     policy: msgspec.Raw = msgspec.Raw(b"")
     requires: list[str] = []
     fairness: str | None = None
+    budgets: tuple[Budget, ...] = ()
+    quotas: tuple[Quota, ...] = ()
     payload: dict[str, Any] | None = None
 
 

@@ -134,6 +134,16 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     completed_at: datetime | None
 
 
+class LaneHalt(msgspec.Struct, frozen=True, kw_only=True):
+    """Jobs of a lane that wait in line for a budget or a quota."""
+
+    kind: Literal["budget", "quota"]
+    detail: str
+    jobs: int
+    until: datetime | None
+    """When it is asked again at the latest; sooner if something is freed."""
+
+
 class LaneStats(msgspec.Struct, frozen=True, kw_only=True):
     """A lane over all partitions reached."""
 
@@ -148,7 +158,10 @@ class LaneStats(msgspec.Struct, frozen=True, kw_only=True):
     rate_out: float
     """Jobs ended per second over the last seconds."""
     held: int
-    """Of the waiting ones, how many something blocks: a hold, an admission, no worker for their task."""
+    """Of the waiting ones, how many something keeps from starting: a hold, a budget, a quota, no worker that knows
+    their task."""
+    halts: list[LaneHalt]
+    """Of these, what waits for budgets and quotas; most jobs first."""
     idle_workers: int
     not_reached: dict[str, str]
     """Partitions that did not answer, and why."""

@@ -10,6 +10,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ffcore.errors import EngineBug, InvalidArgument, Unavailable
+from ffengine.post import Post
+from ffengine.schedules import fire
 from ffsdk.connect import VirtualStore
 from ffsdk.pace import VirtualPace
 
@@ -34,7 +36,7 @@ class VirtualTime:
     """Time of one memory store, driven by the running loop."""
 
     def __init__(self, backend: Backend) -> None:
-        self._backend, self._store = backend, VirtualStore(backend.url)
+        self._backend, self._store, self._post = backend, VirtualStore(backend.url), Post(backend)
         self._partitions = [key for family in FAMILIES for key in backend.config.keys(family)]
         self.pace = VirtualPace()
         """Polls of this loop wait on it: nudged at each standstill."""
@@ -98,7 +100,9 @@ class VirtualTime:
         from ffcore.contracts.upkeep import TickArgs
 
         answer = await self._backend.call(TickArgs(partitions=self._partitions, ticker=TICKER, limit=1000, force=True))
-        return sum(row.done + row.reaped for row in answer.partitions)
+        await asyncio.gather(*(self._post.deliver(row.partition, row.owed) for row in answer.partitions if row.owed))
+        fired = await asyncio.gather(*(fire(self._backend, row) for row in answer.partitions if row.schedules))
+        return sum(row.done + row.reaped for row in answer.partitions) + sum(one.done for one in fired)
 
     async def _next_look(self) -> int:
         from ffcore.contracts.upkeep import TickArgs

@@ -22,7 +22,10 @@ from ffcore.backend import Backend, Subscription
 from ffcore.capabilities import Capabilities
 from ffcore.contracts.batch import ClaimedJob
 from ffcore.errors import EngineError, InvalidArgument
+from ffengine.post import Mail, Post
 from ffengine.tick import Ticker
+from ffsdk.admission import HALT_MOST_MS, Admission
+from ffsdk.approval import Approvals
 from ffsdk.handlers import Handlers
 from ffsdk.held import ENDED, RUNNING, Held
 from ffsdk.host import Host
@@ -185,6 +188,22 @@ class Worker:
         self._isolated = Isolated(self.concurrency)
         self._handlers = handlers = Handlers(self._held, backend=backend, state=state, clock=self._clock)
         self._runners = Runners(handlers, self._isolated, self.app.tasks, self.concurrency, self._prefetch)
+        self._mail = Mail(Post(backend))
+        self._reports = Reports(backend, done=handlers.forget, broken=self._broken)
+        approvals = Approvals(handlers.context_of, self.app.tasks.get)
+        self._admission = Admission(
+            backend,
+            runners=self._runners,
+            reports=self._reports,
+            clock=self._clock,
+            stopped=handlers.stopped,
+            give_back=handlers.give_back,
+            raised=approvals.raised,
+            suspend=approvals.suspend,
+            broken=self._broken,
+            # On virtual time no wake is lost, and each look costs as much as on real time.
+            halt_most_ms=3_600_000 if virtual else HALT_MOST_MS,
+        )
         self._slots = Slots(
             backend,
             instance=self.instance,
@@ -193,14 +212,13 @@ class Worker:
             lease_ms=self._lease_ms,
             clock=self._clock,
             capacity=self._runners.capacity,
-            load=self._runners.load,
+            load=lambda: self._runners.load() + self._admission.load,
             arrived=self._arrived,
             settled=handlers.settled,
             revised=self._revised,
             broken=self._broken,
             polls=not virtual,
         )
-        self._reports = Reports(backend, done=handlers.forget, broken=self._broken)
         self._renewals = Renewals(
             self._held,
             lease_ms=self._lease_ms,
@@ -216,10 +234,17 @@ class Worker:
             cancel=handlers.cancel,
             leave=handlers.leave,
             nudge=self._nudge_renewal,
+            owes=lambda held: self._mail.poke(held.part.key),
             client=self.app.client(),
             tasks=self.app.tasks,
         )
-        handlers.connect(runners=self._runners, slots=self._slots, reports=self._reports, host=self._host)
+        handlers.connect(
+            runners=self._runners,
+            slots=self._slots,
+            reports=self._reports,
+            host=self._host,
+            admission=self._admission,
+        )
         self._shortest_ms = self._lease_ms
         self._presence = presence = Presence(
             self.app,
@@ -262,7 +287,7 @@ class Worker:
         """Give back what has not started, wait for the handlers, cancel those that take too long."""
         runners, slots = self._runners, self._slots
         slots.claiming = False
-        for held in runners.take_back():
+        for held in [*runners.take_back(), *self._admission.take_back()]:
             self._handlers.give_back(held)
         rested = asyncio.Event()
         runners.on_rest = rested.set
@@ -280,8 +305,11 @@ class Worker:
                 log.warning("%s did not stop; its job will be taken over when the lease ends", held)
         try:
             async with asyncio.timeout(SETTLE_S):
+                await self._admission.settle()
                 await slots.settle()
                 await self._reports.settle()
+                await self._host.spending.settle()
+                await self._mail.settle()
         except TimeoutError:
             log.warning("the store did not answer; %d outcomes are not reported", slots.unsettled)
 
@@ -304,7 +332,9 @@ class Worker:
         self._isolated.close()
         await self._host.close()
         await self._slots.close()
+        await self._admission.close()
         await self._reports.close()
+        await self._mail.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -366,6 +396,7 @@ class Worker:
         self, jobs: Sequence[ClaimedJob], part_of: Callable[[ClaimedJob], Part], sent: float, now_ms: int
     ) -> None:
         fresh: list[Held] = []
+        asking: list[Held] = []
         held_by_lease, claiming = self._held, self._slots.claiming
         was_empty = not held_by_lease
         shortest_ms = self._shortest_ms
@@ -387,10 +418,14 @@ class Worker:
                 self._reports.cancel(held)
             elif not claiming:
                 self._handlers.give_back(held)
+            elif job.admission:
+                asking.append(held)
             else:
                 fresh.append(held)
-        if was_empty or shortest_ms < self._shortest_ms or (self._thread is None and fresh):
+        if was_empty or shortest_ms < self._shortest_ms or (self._thread is None and (fresh or asking)):
             self._shortest_ms = shortest_ms
             self._nudge_renewal(shortest_ms / 1000)
         if fresh:
             self._runners.add(fresh)
+        if asking:
+            self._admission.add(asking)

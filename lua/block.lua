@@ -87,8 +87,9 @@ define {
       for i = 1, #sources do
         local got = redis.call("ZRANGE", sources[i][2], 0, a.limit - 1, "WITHSCORES")
         -- What has not moved yet to the order of now comes behind; its scores are of another kind.
-        local rank = lane.moving and i > #sources / 2 and 1 or 0
-        for j = 1, #got, 2 do all[#all + 1] = { tonumber(got[j + 1]), got[j], rank } end
+        local rank = sources[i].rest and 1 or 0
+        -- What is halted may not start.
+        for j = 1, sources[i].shut and 0 or #got, 2 do all[#all + 1] = { tonumber(got[j + 1]), got[j], rank } end
       end
       table.sort(all, function(l, r)
         if l[3] ~= r[3] then return l[3] < r[3] end

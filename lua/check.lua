@@ -33,6 +33,8 @@ local function count_bytes(c, numbers)
   for i = 1, #numbers do
     local lane = lanes.of(c.p, numbers[i])
     if lane.bytes then c.bytes[#c.bytes + 1] = { numbers[i], lane.bytes } end
+    local held = tonumber(lanes.noted(c.p, "z" .. numbers[i]))
+    if held then c.bytes[#c.bytes + 1] = { numbers[i] .. " held", held } end
   end
 end
 

@@ -188,7 +188,10 @@ define {
     if state.is_terminal(x.state) then return reply.reject("terminal", x.state) end
     if a.new_priority ~= record.number(x, "priority") then
       record.write(p, x, "priority", a.new_priority ~= 0 and a.new_priority or false, "moved_at", p.now)
-      if state.is_queued(x.state) then queue.enter(p, x) end
+      if state.is_queued(x.state) then
+        queue.leave(p, x)
+        queue.enter(p, x)
+      end
       events.add(p, x, x.state, x.state, "priority " .. a.new_priority)
     end
     return { "changed", p.id_prefix .. x.id }

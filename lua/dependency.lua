@@ -196,7 +196,7 @@ define {
     end
     if x.state == "active" or x.state == "granted" then return { "status", "owned" } end
     local f = x.flow and flows.load(p, x.flow)
-    local stopped = f and f.policy and (f.policy == "cancel_all" or not x.lease_id)
+    local stopped = f and f.policy and (f.policy == "cancel_all" or not x.started_at)
     if stopped or x.state == "suspended" or x.state == "delayed" then return { "status", "not_runnable" } end
     if x.state ~= "blocked" then return { "status", "eligible" } end
     if x.reason ~= "waiting_for_children" then return { "status", "not_runnable" } end

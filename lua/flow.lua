@@ -75,7 +75,7 @@ define {
     if f.bytes + bytes > LIMITS.FLOW_BYTES then return reply.reject("flow_too_large", LIMITS.FLOW_BYTES .. " bytes of payloads") end
     graph.add_member(p, f, x)
     flows.add(p, f, "bytes", bytes)
-    if x.lease_id and f.started_at == 0 then flows.set(p, f, "started_at", tonumber(x.started_at)) end
+    if x.started_at and f.started_at == 0 then flows.set(p, f, "started_at", tonumber(x.started_at)) end
     if state.is_terminal(x.state) then flows.look(p, f) end
     return { "added", full, f.members }
   end,

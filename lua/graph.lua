@@ -121,6 +121,8 @@ function given.node(row, number, plans, seen)
     local refusal = names.check_tags(tags)
     if refusal then return refusal end
   end
+  local admits, wrong = submission.admission(plans[row.plan][2], row.admission)
+  if wrong then return given.refuse("invalid_input", number, ": " .. wrong) end
   local refusal, ups, kinds = given.edges(row.edges, number)
   if refusal then return refusal end
   local n = #ups
@@ -128,7 +130,7 @@ function given.node(row, number, plans, seen)
   if not given.group(row.group, n) then
     return given.refuse("invalid_dependency", number, ": group " .. string.sub(row.group, 1, 40) .. " of " .. n .. " edges")
   end
-  return nil, { id = id, node = number, row = row, tags = tags, ups = ups, kinds = kinds, label = label, deps = n > 0, outs = false,
+  return nil, { id = id, node = number, row = row, tags = tags, ups = ups, kinds = kinds, label = label, deps = n > 0, outs = false, admits = admits,
     blocked = true, inputs = not payload and (n == 1 and "1" or "*") or false }
 end
 
@@ -226,7 +228,7 @@ local function write_nodes(p, f, plans, nodes, first, ids, live)
     end
     node.blocked = n > 0 or not live
     graph.number(p, f, id)
-    submission.write(p, plan[1], plan[2], id, row.payload or "", false, row.digest, row.fairness_key, node.tags, node)
+    submission.write(p, plan[1], plan[2], id, row.payload or "", false, row.digest, row.fairness_key, node.tags, node, node.admits)
   end
   if not f.lane then flows.set(p, f, "lane", plans[nodes[1].row.plan][2].lane.no) end
 end
@@ -284,11 +286,11 @@ define {
   name    = "ff_submit_flow",
   args    = { "flow_id:id", "namespace:str", "flow_kind:str", "name:str", "digest:blob", "chunk:int", "last:bool", "node_total:int",
               "edge_total:int", "tags:blob", "creator_identity:str", "plans:json",
-              "nodes:rows(execution_id:id,plan:int,digest:blob,payload:blob?,fairness_key:str?,tags:blob?,label:str?,group:str,edges:str)" },
+              "nodes:rows(execution_id:id,plan:int,digest:blob,payload:blob?,fairness_key:str?,tags:blob?,label:str?,admission:str?,group:str,edges:str)" },
   returns = { "submitted", "staged", "duplicate" },
   errors  = { "idempotency_conflict", "purging", "stale_graph_revision", "invalid_input", "invalid_dependency", "flow_too_large",
               "lane_closed", "too_many_names", "payload_too_large", "invalid_policy_json", "invalid_capabilities", "invalid_tag_key",
-              "store_full" },
+              "store_full", "lane_full" },
   flags   = {},   -- refused over maxmemory: it admits new work
   run = function(p, a)
     local refusal = given.call(a)
@@ -311,6 +313,10 @@ define {
     if not ids then return reply.reject("invalid_dependency", "a node of an earlier chunk is gone") end
     for i = 1, #plans do
       refusal = submission.open(p, plans[i][1], plans[i][2])
+      if refusal then return refusal end
+    end
+    for i = 1, #nodes do
+      refusal = lanes.full(p, plans[nodes[i].row.plan][2].lane, 1, #(nodes[i].row.payload or ""))
       if refusal then return refusal end
     end
     -- From here on nothing is refused.

@@ -1,7 +1,7 @@
 -- journal.lua -- what a handler has done, kept while it goes on: record a step, read them back, begin a new run.
 --
 -- A step that has been recorded is never run again: recording it a second time answers what stands there. One call
--- records it, renews the lease, and takes progress and frames along. Free text and results are opaque.
+-- records it, renews the lease, and takes progress, frames and what was spent along. Free text and results are opaque.
 
 -- The summary is of a run, too.
 journal.on_restart(function(p, x) redis.call("UNLINK", keys.summary(p, x.id)) end)
@@ -43,11 +43,24 @@ local function is_same(kept, x, status, value)
   return was == status and has == value and attempt_no == (x.attempt or "0")
 end
 
+-- What the step has spent, a line for each budget: `<budget id> <key> <amounts>`. Answers { target, uuid, key, amounts }
+-- of each, or nil when a line cannot be read. Whether the amounts can, the budget's own partition finds out.
+local function spends_of(text)
+  local rows = {}
+  if #text > LIMITS.ADMISSION_BYTES then return nil end
+  for line in string.gmatch(text .. "\n", "([^\n]*)\n") do
+    local target, uuid, key, amounts = string.match(line, "^({b:%d+}):([%x%-]+) ([%w._%-]+) ([%w_.,=%-]+)$")
+    if not target or #uuid ~= 36 or #key > LIMITS.STEP_KEY_BYTES or #rows >= LIMITS.ADMISSIONS_N then return nil end
+    rows[#rows + 1] = { target, uuid, key, amounts }
+  end
+  return rows
+end
+
 -- Record a step under the lease. The same key again answers the entry that stands, if it is final.
 define {
   name    = "ff_record_step",
   args    = { "execution_id:id", "fence:fence", "step:str", "kind:str", "name:str", "status:str", "value:blob?", "version:int",
-              "lease_ttl_ms:int", "progress_pct:int?", "progress_message:str?",
+              "lease_ttl_ms:int", "progress_pct:int?", "progress_message:str?", "spends:str?",
               "frames:rows(frame_type:str,mode:str,payload:blob,encoding:str?,correlation_id:str?)" },
   returns = { "recorded", "replayed" },
   errors  = { "execution_not_found", "terminal", "stale_lease", "lease_revoked", "lease_expired", "invalid_input", "payload_too_large",
@@ -71,6 +84,8 @@ define {
       refusal = stream.refusal(a.frames[i])
       if refusal then return refusal end
     end
+    local spends = a.spends and spends_of(a.spends)
+    if a.spends and not spends then return reply.reject("invalid_input", "spends") end
     local seq, kept, count, bytes = journal.look(p, x, key)
     local at = tonumber(x.at)
     -- Most steps are neither the first nor due for a renewal, and carry nothing else: they write nothing to the record.
@@ -88,7 +103,13 @@ define {
     local n, began = journal.write(p, x, key, seq, kept, count, bytes, entry, a.version)
     note(p, x, expires, longer, began, a.progress_pct)
     if a.progress_message then record.describe(p, x, "progress", names.cut(a.progress_message, LIMITS.REASON_BYTES)) end
-    if #a.frames > 0 and not (kept and is_same(kept, x, status, value)) then stream.append_all(p, x, a.frames) end
+    if (#a.frames > 0 or a.spends) and not (kept and is_same(kept, x, status, value)) then
+      stream.append_all(p, x, a.frames)
+      for i = 1, spends and #spends or 0 do
+        local one = spends[i]
+        outbox.add(p, one[1], "spend", one[2] .. " " .. p.id_prefix .. x.id .. " " .. x.lease_epoch .. " " .. one[3] .. " " .. one[4])
+      end
+    end
     return { "recorded", n, expires, x.cancel_until and tonumber(x.cancel_until) or 0 }
   end,
 }

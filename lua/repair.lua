@@ -36,6 +36,15 @@ local function rederive_member(p, x)
   end
 end
 
+-- How many ready jobs of a lane stand in queues of admission sets.
+local function recount_classed(p, number)
+  local lane = lanes.of(p, number)
+  queue.flush(p)
+  lane.classed = queue.count_classes(p, lane)
+  lanes.changed(p, lane)
+  return true
+end
+
 -- Everything that follows from a record, written anew.
 local function rederive(p, x)
   local row = state.TABLE[x.state]
@@ -53,7 +62,9 @@ local function rederive(p, x)
   local streamed = stream.attempts(p, x.id)
   record.write(p, x, "streams", streamed[#streamed] and streamed[#streamed][1] or false)
   if not x.result_kept then redis.call("UNLINK", keys.result(p, x.id)) end
-  if row.queued then queue.enter(p, x)
+  if row.queued then
+    queue.enter(p, x)
+    if x.adm then recount_classed(p, x.lane) end
   elseif row.leased then timers.extend(p, x)
   else
     local key, score = check.place(p, x)
@@ -116,10 +127,33 @@ local function recount_bytes(p, number)
   return true
 end
 
+-- Payload bytes of jobs that have not ended, of a lane with a bound of them.
+local function recount_held(p, number)
+  local places, sum, left = { keys.leases(p) }, 0, COUNTED_N
+  for word, row in pairs(state.TABLE) do -- order-free
+    if not row.outcome and not row.queued and not row.leased then places[#places + 1] = keys.index(p, number, word) end
+  end
+  local ready = queue.sources(p, lanes.of(p, number))
+  for i = 1, #ready do places[#places + 1] = ready[i][2] end
+  for i = 1, #places do
+    local ids = redis.call("ZRANGE", places[i], 0, left)
+    left = left - #ids
+    if left < 0 then return false end
+    for j = 1, #ids do
+      local x = record.load_all(p, ids[j])
+      if x and x.lane == number then sum = sum + record.number(x, "held_bytes") end
+    end
+  end
+  lanes.note(p, "z" .. number, sum)
+  return true
+end
+
 -- The header and what it counts. nil: there is no such count; false: too much to count at once.
 local function recount(p, what, number)
   if what == "running" then return recount_running(p) end
   if what == "bytes" then return lanes.name(p, number) ~= "" and recount_bytes(p, number) end
+  if what == "held" then return lanes.name(p, number) ~= "" and recount_held(p, number) end
+  if what == "classed" then return lanes.name(p, number) ~= "" and recount_classed(p, number) end
   if what == "header" then
     redis.call("PERSIST", p.key)
     return true
@@ -167,19 +201,32 @@ local WATCHED = {
   claim = function(p, id) return redis.call("HEXISTS", keys.claims(p), id) == 1 end,
   tomb = function(p, id) return redis.call("EXISTS", keys.tombs(p, id)) == 1 end,
   waiters = function(p, id) return redis.call("EXISTS", keys.waiters(p, id)) == 1 end,
+  schedule = function(p, id) return redis.call("EXISTS", keys.schedule(p, id)) == 1 end,
   workers = function(p) return redis.call("EXISTS", keys.workers(p)) == 1 end,
+  reports = function(p, id) return redis.call("EXISTS", keys.reports(p, id)) == 1 end,
+  halts = function(p, uuid) return redis.call("HEXISTS", keys.halts(p), "o:" .. uuid) == 1 end,
+  waiting = function(p, id) return redis.call("EXISTS", keys.waiting(p, id)) == 1 end,
 }
 
 -- Members that are wanted and missing. true: done; nil: nothing is missing.
 local function add_member(p, key, member)
   local kind, id = string.match(member, "^([%w_]+):(.*)$")
   if key == keys.reap(p) then
-    if not WATCHED[kind] or not WATCHED[kind](p, id) or redis.call("ZSCORE", key, member) then return nil end
+    local watched = WATCHED[kind] or quota_check.WATCHED[kind]
+    if not watched or not watched(p, id) or redis.call("ZSCORE", key, member) then return nil end
     timers.reap(p, kind, id, p.now)
     return true
   elseif key == keys.timers(p) and kind == "order" then
     if lanes.name(p, id) == "" or not lanes.of(p, id).moving or redis.call("ZSCORE", key, member) then return nil end
     timers.set(p, kind, id, p.now)
+    return true
+  elseif key == keys.timers(p) and quota_check.ASKED[kind] then
+    if not quota_check.ASKED[kind](p, id) or redis.call("ZSCORE", key, member) then return nil end
+    timers.set(p, kind, id, p.now)
+    return true
+  elseif key == keys.quotas(p) then
+    if not quotas.load(p, member) or redis.call("ZSCORE", key, member) then return nil end
+    redis.call("ZADD", key, 0, member)
     return true
   elseif key == keys.held(p) then
     local x = record.load(p, member)
@@ -219,7 +266,12 @@ local function repair_member(p, c, kind, key, member)
   elseif remedy == "tell its upstream" then
     redis.call("RPUSH", keys.outgoing(p, member), string.sub(key, -36))
     redis.call("HSET", keys.core(p, member), record.short("outs"), "1", record.short("more"), "1")
-  elseif remedy == "set its timer" then timers.set(p, "outbox", member, p.now)
+  elseif remedy == "set its timer" and kind.name == "reserved" then timers.set(p, "res", string.sub(key, -36) .. " " .. member, p.now)
+  elseif remedy == "set its timer" then timers.set(p, kind.name == "halts" and "halt" or "outbox", member, p.now)
+  elseif remedy == "let it start" then
+    local score, number, cap = redis.call("ZSCORE", key, member), string.match(key, ":(%d+):([%x%-]+)$")
+    redis.call("ZREM", key, member)
+    redis.call("ZADD", keys.ring(p, number, cap), "LT", score, member)
   elseif remedy == "name it both ways" then return add_member(p, key, string.match(member, "^#") and member or "#" .. value)
   elseif remedy == "count again" then
     local count, bytes = tonumber(string.match(value, "^%d+")), 0
@@ -235,6 +287,7 @@ local function repair_key(p, c, key)
   kinds.check(c, key)
   local done
   if kind and kind.name == "flow" then done = mend_flow(p, c, id) end
+  if kind and kind.name == "budget" then done = budget_check.mend(p, c, id) end
   for i = 1, #c.rows do
     local remedy, object = c.rows[i][4], c.rows[i][5]
     if object == check.object(p, key) then

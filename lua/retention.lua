@@ -138,7 +138,7 @@ local function end_members(p, f, limit)
   local got = redis.call("ZRANGE", keys.members(p, f.id), "(" .. after, "+inf", "BYSCORE", "LIMIT", 0, limit, "WITHSCORES")
   for i = 1, #got, 2 do
     local x = record.load(p, got[i])
-    if x and not state.is_terminal(x.state) and (f.state == "ended" or not x.lease_id) then cascade.cancel_member(p, x, "its flow was cancelled and is being purged", "flow_cascade") end
+    if x and not state.is_terminal(x.state) and (f.state == "ended" or not x.started_at) then cascade.cancel_member(p, x, "its flow was cancelled and is being purged", "flow_cascade") end
   end
   if #got == 2 * limit then redis.call("HSET", f.key, "ra", got[#got]) else redis.call("HDEL", f.key, "ra") end
   -- What runs is asked and has its grace, and those that have ended by this are to be seen for a while.
@@ -177,9 +177,10 @@ end)
 
 -- Whether a lane says nothing any more: no job in any state, no setting of its own, nobody parked.
 local function is_idle(p, lane)
-  if lane.active > 0 or lane.moving or lane.aged or lane.state ~= "active" then return false end
+  if lane.active > 0 or lane.moving or lane.aged or lane.most or lane.classed > 0 or lane.state ~= "active" then return false end
   if redis.call("ZCOUNT", keys.park(p, lane.no, "-"), p.now, "+inf") > 0 then return false end
   local age, count, bytes = settings(p, lane.no)
+  if redis.call("EXISTS", keys.weights(p, lane.no)) == 1 or lanes.noted(p, "x" .. lane.no) ~= "" then return false end
   if age ~= LIMITS.RETENTION_AGE_MS or count > 0 or bytes > 0 or total(p, lane.no) > 0 then return false end
   for i = 1, #LIVE do if redis.call("EXISTS", keys.index(p, lane.no, LIVE[i])) == 1 then return false end end
   local sources = queue.sources(p, lane)
@@ -193,12 +194,17 @@ local function forget_lane(p, lane)
   local no, name = lane.no, lanes.name(p, lane.no)
   local known, left = redis.call("HKEYS", keys.caps(p, no)), { keys.caps(p, no), keys.strays(p, no), keys.park(p, no, "-") }
   local strays = redis.call("ZRANGE", keys.strays(p, no), 0, -1)
-  for i = 1, #known do left[#left + 1] = keys.park(p, no, known[i]) end
-  for i = 1, #strays do left[#left + 1] = keys.park(p, no, strays[i]) end
+  local function also(set)
+    left[#left + 1], left[#left + 2], left[#left + 3] = keys.park(p, no, set), keys.ring(p, no, set), keys.shut(p, no, set)
+  end
+  also("-")
+  for i = 1, #known do also(known[i]) end
+  for i = 1, #strays do also(strays[i]) end
+  left[#left + 1] = keys.aside(p, no)
   if lane.keyed then for b = 0, LIMITS.PRIORITY_MAX - LIMITS.PRIORITY_MIN do left[#left + 1] = keys.turns(p, no, b) end end
   redis.call("UNLINK", unpack(left))
   redis.call("HDEL", keys.lanes(p), name, "#" .. no)
-  redis.call("HDEL", p.key, "s" .. no, "f" .. no, "k" .. no, "c" .. no, "a" .. no, "r" .. no, "y" .. no, "w" .. no, "e" .. no, "g" .. no)
+  redis.call("HDEL", p.key, "s" .. no, "f" .. no, "k" .. no, "c" .. no, "a" .. no, "r" .. no, "y" .. no, "w" .. no, "e" .. no, "g" .. no, "z" .. no, "u" .. no, "h" .. no, "x" .. no, "m" .. no)
   timers.unreap(p, "lane", no)
   p.lanes[no], p.lane_numbers[name] = nil, nil
   return #left
@@ -256,12 +262,17 @@ reap.on("waiters", function(p, id)
 end)
 
 reap.on("workers", function(p, id)
-  local dead = redis.call("ZRANGE", keys.workers(p), "-inf", p.now - LIMITS.WAITER_MS, "BYSCORE", "LIMIT", 0, 100)
+  local dead = redis.call("ZRANGE", keys.workers(p), "-inf", p.now - LIMITS.DEAD_WORKERS_MS, "BYSCORE", "LIMIT", 0, 100)
+  if #dead == 0 then
+    -- None is that old: of too many, the longest dead go.
+    local many = redis.call("ZCOUNT", keys.workers(p), "-inf", p.now) - LIMITS.DEAD_WORKERS_N
+    if many > 0 then dead = redis.call("ZRANGE", keys.workers(p), 0, math.min(many, 100) - 1) end
+  end
   for i = 1, #dead do
     redis.call("ZREM", keys.workers(p), dead[i])
     redis.call("UNLINK", keys.worker(p, dead[i]))
   end
-  if redis.call("ZCARD", keys.workers(p)) > 0 then timers.reap(p, "workers", id, p.now + LIMITS.WAITER_MS) end
+  if redis.call("ZCARD", keys.workers(p)) > 0 then timers.reap(p, "workers", id, #dead == 100 and p.now or p.now + LIMITS.WAITER_MS) end
   return #dead
 end)
 

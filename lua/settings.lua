@@ -1,4 +1,4 @@
--- settings.lua -- what operators set: one revisioned record per lane and one for the whole store.
+-- settings.lua -- what operators set: revisioned records, of each lane and of the whole store.
 --
 -- The records stand in {w:0}. Every change takes the next revision of the store, so a partition that has applied
 -- everything up to a revision says so in one number (`settings` in its header), and the ticker brings what it lacks.
@@ -7,6 +7,10 @@
 --   lane:<name>  state     active: everything. paused: takes work, starts none. draining: starts, takes none. disabled: neither
 --                aged_s    seconds a point of priority is worth (shared/order.lua); 0: strict
 --                age_ms, count, bytes   how much of what has ended is kept, in the whole store; 0: no bound of that kind
+--                max_count, max_bytes   submits are refused while so many jobs stand in line in the whole store (ready,
+--                          delayed, blocked), or so many bytes of payload of jobs that have not ended; 0: no bound of that kind
+--                quota     the quota every job of the lane takes a place of; empty: none
+--   weights:<name>   of a lane: fairness key -> weight, of those that do not weigh 1
 --   store        gate_pct, gate_bytes   submits are refused when the server uses so much of its maxmemory, or so many bytes
 
 local STATES = { active = true, paused = true, draining = true, disabled = true }
@@ -17,8 +21,12 @@ local KINDS = {
     { name = "age_ms", default = LIMITS.RETENTION_AGE_MS, most = LIMITS.SPAN_MAX_MS },
     { name = "bytes", default = 0, most = WHOLE },
     { name = "count", default = 0, most = WHOLE },
+    { name = "max_bytes", default = 0, most = WHOLE },
+    { name = "max_count", default = 0, most = WHOLE },
+    { name = "quota", default = "", pattern = "^{q:%d+}:%x%x%x%x%x%x%x%x%-%x%x%x%x%-%x%x%x%x%-%x%x%x%x%-%x%x%x%x%x%x%x%x%x%x%x%x$" },
     { name = "state", default = "active", words = STATES },
   },
+  weights = { free = true },
   store = {
     { name = "gate_bytes", default = 0, most = WHOLE },
     { name = "gate_pct", default = LIMITS.GATE_PCT, most = 100 },
@@ -27,15 +35,39 @@ local KINDS = {
 
 -- The fields of a record's kind and, of a lane, its name; nil for a name nothing has.
 local function kind_of(name)
-  local lane = string.match(name, "^lane:(.*)$")
-  if lane then return names.is_lane(lane) and KINDS.lane or nil, lane end
+  local kind, lane = string.match(name, "^(%l+):(.*)$")
+  if kind == "lane" or kind == "weights" then return names.is_lane(lane) and KINDS[kind] or nil, lane end
   if name == "store" then return KINDS.store end
+end
+
+-- A weight as it is kept; nil for what is none.
+local function read_weight(text)
+  local value = #text <= 10 and (string.find(text, "^%d+$") or string.find(text, "^%d+%.%d+$")) and tonumber(text)
+  if not value or value > LIMITS.WEIGHT_MAX or value < 1 / LIMITS.WEIGHT_MAX then return nil end
+  return (string.gsub(string.gsub(string.format("%.4f", value), "0+$", ""), "%.$", ""))
+end
+
+-- The values of a record whose fields have any name: a weight of 1, or none, is left out.
+local function read_free(flat, known)
+  local out, n = {}, 0
+  for name, value in pairs(known or {}) do out[name] = value end -- order-free
+  for i = 1, #flat, 2 do
+    local name, text = flat[i], flat[i + 1]
+    if name == "" or #name > LIMITS.KEY_BYTES then return nil, "a fairness key is text of 1 to " .. LIMITS.KEY_BYTES .. " bytes" end
+    local weight = text == "" and "1" or read_weight(text)
+    if not weight then return nil, "a weight is a number from " .. 1 / LIMITS.WEIGHT_MAX .. " to " .. LIMITS.WEIGHT_MAX end
+    out[name] = weight ~= "1" and weight or nil
+  end
+  for _ in pairs(out) do n = n + 1 end -- order-free
+  if n > LIMITS.WEIGHTS_N then return nil, "at most " .. LIMITS.WEIGHTS_N .. " keys of a lane have weights" end
+  return out
 end
 
 -- Packed values as a table, every field there; nil and what is wrong with them.
 local function read_values(fields, packed, known)
-  local flat, given = names.unpack_pairs(packed), {}
+  local flat, given = names.unpack_pairs(packed, fields.free and 2 * LIMITS.WEIGHTS_N), {}
   if not flat then return nil, "values" end
+  if fields.free then return read_free(flat, known) end
   for i = 1, #flat, 2 do given[flat[i]] = flat[i + 1] end
   local out = {}
   for i = 1, #fields do
@@ -45,6 +77,9 @@ local function read_values(fields, packed, known)
     local value = known and known[field.name] or field.default
     if text and field.words then
       if not field.words[text] then return nil, field.name end
+      value = text
+    elseif text and field.pattern then
+      if text ~= "" and not string.find(text, field.pattern) then return nil, field.name end
       value = text
     elseif text then
       value = string.find(text, "^%d+$") and #text <= 16 and tonumber(text)
@@ -61,6 +96,13 @@ local function text_of(value) return type(value) == "number" and string.format("
 
 local function flat_values(fields, values)
   local flat = {}
+  if fields.free then
+    local keys_of = {}
+    for name in pairs(values) do keys_of[#keys_of + 1] = name end -- order-free
+    table.sort(keys_of)
+    for i = 1, #keys_of do flat[#flat + 1], flat[#flat + 2] = keys_of[i], values[keys_of[i]] end
+    return flat
+  end
   for i = 1, #fields do flat[#flat + 1], flat[#flat + 2] = fields[i].name, text_of(values[fields[i].name]) end
   return flat
 end
@@ -79,6 +121,7 @@ local function lane_defaults()
 end
 
 local function is_default(fields, values)
+  if fields.free then return next(values) == nil end
   for i = 1, #fields do if values[fields[i].name] ~= fields[i].default then return false end end
   return true
 end
@@ -95,7 +138,8 @@ local function make_room(p, key)
   local rows, defaults, oldest, found = redis.call("HGETALL", key), DEFAULTS or lane_defaults(), nil, nil
   for i = 1, #rows, 2 do
     -- By its text: to read every record would hold the server for tens of milliseconds.
-    if string.sub(rows[i + 1], -#defaults - 1) == " " .. defaults and rows[i] ~= "store" then
+    local weighs = string.sub(rows[i], 1, 8) == "weights:"
+    if rows[i] ~= "store" and string.sub(rows[i + 1], weighs and -1 or -#defaults - 1) == (weighs and " " or " " .. defaults) then
       local revision = read_row(rows[i + 1])
       if not oldest or revision < oldest then oldest, found = revision, rows[i] end
     end
@@ -115,7 +159,7 @@ define {
   run = function(p, a)
     if p.tag ~= "{w:0}" then return reply.reject("invalid_input", "settings are kept in {w:0}") end
     local fields = kind_of(a.name)
-    if not fields then return reply.reject("invalid_input", "name is lane:<name> or store") end
+    if not fields then return reply.reject("invalid_input", "name is lane:<name>, weights:<name> or store") end
     local key = keys.settings(p)
     local row = redis.call("HGET", key, a.name)
     local revision, changed_at, packed = read_row(row)
@@ -139,7 +183,8 @@ define {
   end,
 }
 
--- Records changed after a revision, oldest change first; or the one of a name, whenever it was changed.
+-- Records changed after a revision, oldest change first; or the one of a name, whenever it was changed. A page ends
+-- before it becomes too large for one answer: there may be more when it has fewer than `limit`.
 define {
   name    = "ff_list_settings",
   args    = { "name:str?", "after_revision:int", "limit:int" },
@@ -157,8 +202,11 @@ define {
       if revision > a.after_revision then found[#found + 1], at[revision] = revision, i end
     end
     table.sort(found)   -- numbers alone, each of one record: a comparison of ours would cost more than all the rest
+    local bytes = 0
     for i = 1, math.min(#found, a.limit) do
       local name = flat[at[found[i]]]
+      bytes = bytes + #flat[at[found[i]] + 1]
+      if i > 1 and bytes > LIMITS.BATCH_BYTES then break end
       local fields, _, changed_at, packed = kind_of(name), read_row(flat[at[found[i]] + 1])
       out[i] = { name, found[i], changed_at, flat_values(fields, read_values(fields, packed)) }
     end
@@ -173,15 +221,28 @@ local function share(p, whole)
   return math.ceil(whole / (tonumber(counts.fp) or 1))
 end
 
+-- What the lane takes, and which quota its jobs have to pass.
+local function apply_limits(p, lane, values, was)
+  local count, bytes = share(p, values.max_count), share(p, values.max_bytes)
+  local most = lane.most or { count = 0, bytes = 0 }
+  if was ~= values.state or most.count ~= count or most.bytes ~= bytes then
+    lanes.note(p, "s" .. lane.no, lanes.state_text(values.state, count, bytes))
+    lane.most, lane.room = (count > 0 or bytes > 0) and { count = count, bytes = bytes } or nil, nil
+  end
+  -- What the quota before has halted may go on.
+  if lanes.set_quota(p, lane, values.quota) then for _ = 1, LIMITS.HEADS_N do wake.ring(p, lane.no, "-") end end
+end
+
 local function apply_lane(p, lane, values)
-  if lane.state ~= values.state then
-    events.note(p, "lane " .. lane.name .. " " .. lane.state .. " " .. values.state)
+  local was = lane.state
+  if was ~= values.state then
+    events.note(p, "lane " .. lane.name .. " " .. was .. " " .. values.state)
     lane.state = values.state
-    lanes.note(p, "s" .. lane.no, values.state)
     if values.state == "active" or values.state == "draining" then
       for _ = 1, LIMITS.HEADS_N do wake.ring(p, lane.no, "-") end
     end
   end
+  apply_limits(p, lane, values, was)
   if lane.moving or values.aged_s ~= (lane.aged or 0) then queue.order(p, lane, nil, values.aged_s) end
   local bytes = share(p, values.bytes)
   local text = string.format("%.0f %.0f %.0f", values.age_ms, share(p, values.count), bytes)
@@ -206,7 +267,7 @@ define {
   run = function(p, a)
     if string.sub(p.tag, 1, 4) ~= "{fp:" then return reply.reject("invalid_input", "partition") end
     local fields, name = kind_of(a.name)
-    if not fields then return reply.reject("invalid_input", "name is lane:<name> or store") end
+    if not fields then return reply.reject("invalid_input", "name is lane:<name>, weights:<name> or store") end
     local values, wrong = read_values(fields, a.values)
     if not values then return reply.reject("invalid_input", wrong) end
     local reached, changed = tonumber(redis.call("HGET", p.key, "settings") or "0"), 0
@@ -219,9 +280,11 @@ define {
         end
       else
         local lane = lanes.named(p, name, not is_default(fields, values))
-        if lane and a.revision > tonumber(redis.call("HGET", p.key, "e" .. lane.no) or "0") then
-          apply_lane(p, lane, values)
-          lanes.note(p, "e" .. lane.no, a.revision)
+        local word = lane and (fields.free and "h" or "e") .. lane.no
+        if lane and a.revision > tonumber(redis.call("HGET", p.key, word) or "0") then
+          if fields.free then lanes.set_weights(p, lane, flat_values(fields, values))
+          else apply_lane(p, lane, values) end
+          lanes.note(p, word, a.revision)
           changed = 1
         elseif not lane and not is_default(fields, values) then
           return reply.reject("too_many_names", LIMITS.LANES_N .. " lanes are in use")

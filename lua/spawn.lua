@@ -92,11 +92,11 @@ define {
   args    = { "execution_id:id", "fence:fence", "step:str", "step_name:str", "task_version:int", "lease_ttl_ms:int", "flow_id:id", "child_id:id",
               "namespace:str", "lane_id:str", "execution_kind:str", "version:int", "input_payload:blob", "payload_encoding:str?",
               "priority:int", "creator_identity:str", "tags:blob", "policy:str?", "delay_until:int?", "execution_deadline_at:int?",
-              "digest:blob", "fairness_key:str?", "label:str?", "abandon:bool" },
+              "digest:blob", "fairness_key:str?", "label:str?", "abandon:bool", "admission:str?" },
   returns = { "spawned", "replayed" },
   errors  = { "execution_not_found", "terminal", "stale_lease", "lease_revoked", "lease_expired", "invalid_input", "payload_too_large",
               "journal_full", "invalid_tag_key", "invalid_policy_json", "invalid_capabilities", "lane_closed", "too_many_names",
-              "store_full", "idempotency_conflict", "execution_already_in_flow", "flow_already_terminal", "flow_too_large" },
+              "store_full", "lane_full", "idempotency_conflict", "execution_already_in_flow", "flow_already_terminal", "flow_too_large" },
   flags   = {},   -- refused over maxmemory: it admits new work
   run = function(p, a)
     local x = record.load_all(p, a.execution_id)
@@ -112,7 +112,7 @@ define {
     end
     local tags = names.unpack_pairs(a.tags)
     if not tags then return reply.reject("invalid_input", "tags") end
-    local f, y, is_child, plan
+    local f, y, is_child, plan, admits, wrong
     refusal = names.check_tags(tags)
     if refusal then return refusal end
     refusal, f = flow_of(p, x, a)
@@ -128,10 +128,12 @@ define {
       if refusal then return refusal end
       refusal, plan = submission.plan(p, a)
       if refusal then return refusal end
+      admits, wrong = submission.admission(plan, a.admission)
+      if wrong then return reply.reject("invalid_input", wrong) end
     end
     -- Whoever is being cancelled makes no more work: as where it would wait, it ends now.
     if attempt.cancelled_instead(p, x, "spawn") then return reply.reject("terminal", "cancelled") end
-    refusal = not y and submission.open(p, a, plan)
+    refusal = not y and (submission.open(p, a, plan) or lanes.full(p, plan.lane, 1, #a.input_payload))
     if refusal then return refusal end
     -- From here on nothing is refused.
     f = f or flows.create(p, a.flow_id, "live", nil, a.namespace ~= "default" and { "ns", a.namespace } or nil)
@@ -139,7 +141,7 @@ define {
     if not y then
       plan.flow = f.id
       submission.write(p, a, plan, a.child_id, a.input_payload, false, a.digest, a.fairness_key, tags,
-        { node = graph.number(p, f, a.child_id), outs = true, label = a.label })
+        { node = graph.number(p, f, a.child_id), outs = true, label = a.label }, admits)
       flows.add(p, f, "bytes", #a.input_payload)
     end
     if not y then graph.add_child(p, f, x, a.child_id, a.abandon)

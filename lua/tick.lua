@@ -63,7 +63,7 @@ local function tick(p, a, limit)
   local head = redis.call("HMGET", p.key, "ticker", "settings", "gate")
   local ticker, revision = head[1], tonumber(head[2] or "0")
   if ticker and ticker ~= a.ticker and p.ticker_until > p.now and not a.force then
-    return { p.tag, 0, 0, 0, p.ticker_until, p.now, {}, revision }
+    return { p.tag, 0, 0, 0, p.ticker_until, p.now, {}, revision, {} }
   end
   steady_clock(p)
   p.touched = true
@@ -77,12 +77,14 @@ local function tick(p, a, limit)
   partition.flush(p)
   lanes.note(p, "ticker_until", p.now + LIMITS.TICKER_MS)
   local next_due = p.now + LIMITS.TICKER_MS
+  local rows, s = schedules.due(p)
+  if s and s < next_due then next_due = math.max(s, p.now) end
   local t, r, l = soonest(keys.timers(p)), soonest(keys.reap(p)), soonest(keys.leases(p))
   if l and p.grace_until >= p.now then l = math.max(l, p.grace_until + 1) end
   if l and l < next_due then next_due = math.max(l, p.now) end
   if t and t < next_due then next_due = math.max(t, p.now) end
   if r and r < next_due then next_due = math.max(r, p.now) end
-  return { p.tag, 1, done, reaped, next_due, p.now, p.owed or {}, revision }
+  return { p.tag, 1, done, reaped, next_due, p.now, p.owed or {}, revision, rows }
 end
 
 define {

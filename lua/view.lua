@@ -44,6 +44,11 @@ define {
     local want = "," .. a.parts .. ","
     local payload = string.find(want, ",payload,", 1, true) and redis.call("GET", keys.payload(p, x.id)) or ""
     local result = string.find(want, ",result,", 1, true) and record.result(p, x) or ""
+    if state.is_queued(x.state) then
+      -- It is in line, and its queue or its lane waits for a budget or a quota: no word of the record says so.
+      local halt = admission.halting(p, x)
+      if halt then x.halt = string.format("%s %s %.0f %s", halt.kind, halt.uuid, halt.over_at, halt.text) end
+    end
     x.result_kept, x.result = (x.result or x.result_kept) and "1" or nil, nil
     local attempts = string.find(want, ",attempts,", 1, true) and redis.call("LRANGE", keys.attempts(p, x.id), 0, -1) or {}
     return { "execution", p.id_prefix .. x.id, p.now, lanes.name(p, x.lane), record.worker(x), flat_record(x), record.tags(p, x), texts,

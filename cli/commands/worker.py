@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..options import Group, Settings, pass_settings
-from ..render import Column, ago, instant
+from ..render import Column, ago, moment
 
 if TYPE_CHECKING:
+    from ffcore.backend import Backend
     from ffsdk.app import App
 
 
@@ -113,15 +114,20 @@ def run_(
 
 
 @worker.command("list")
+@click.option("--dead", is_flag=True, help="Those that died within the last hour, instead.")
 @pass_settings
-def list_(settings: Settings) -> None:
-    """List workers that are alive. One that died is listed for at most half a minute."""
+def list_(settings: Settings, dead: bool) -> None:
+    """List workers that are alive; one that died is found out about within half a minute.
+
+    A worker that was stopped says so and is in neither list.
+    """
     from ..store import opened, run
 
     async def read() -> list[dict[str, Any]]:
         async with opened(settings) as backend:
-            return await worker_records(backend)
+            return await worker_records(backend, dead)
 
+    now = ago(time.time_ns() // 1_000_000)
     columns = [
         Column("worker", "worker"),
         Column("host", "host"),
@@ -130,41 +136,30 @@ def list_(settings: Settings) -> None:
         Column("concurrency", "slots", right=True),
         Column("capabilities", "has"),
         Column("tasks", "tasks"),
-        Column("alive_until", "listed until", ago(time.time_ns() // 1_000_000)),
+        Column("seen_at", "last seen", now),
+        Column("alive_until", "until" if not dead else "missed", now),
     ]
-    settings.out().rows(run(read()), columns, empty="No worker is alive.")
+    empty = "No worker has died within the last hour." if dead else "No worker is alive."
+    settings.out().rows(run(read()), columns, empty=empty)
 
 
-async def worker_records(backend: Any) -> list[dict[str, Any]]:
+async def worker_records(backend: Backend, dead: bool = False) -> list[dict[str, Any]]:
     """Every registered worker, with what it says of itself."""
-    import msgspec
+    from ffsdk.workers import workers
 
-    from ffcore.contracts.roster import ListWorkersArgs
-
-    found: list[dict[str, Any]] = []
-    for partition in backend.config.keys("w"):
-        after: str | None = None
-        while True:
-            page = await backend.call(ListWorkersArgs(partition=partition, after=after, limit=100))
-            for row in page.items:
-                try:
-                    info = msgspec.json.decode(row.info, type=dict[str, Any]) if row.info else {}
-                except msgspec.DecodeError:
-                    info = {}  # cut off at the store's limit; that it is alive is still worth a line
-                found.append(
-                    {
-                        "worker": row.worker_instance_id,
-                        "name": info.get("name"),
-                        "host": info.get("host"),
-                        "pid": info.get("pid"),
-                        "lanes": info.get("lanes") or [],
-                        "concurrency": info.get("concurrency"),
-                        "capabilities": info.get("capabilities") or [],
-                        "tasks": info.get("tasks") or [],
-                        "alive_until": instant(row.alive_until),
-                    }
-                )
-            after = page.cursor
-            if not after:
-                break
-    return sorted(found, key=lambda record: str(record["worker"]))
+    return [
+        {
+            "worker": one.worker,
+            "name": one.name or None,
+            "host": one.host or None,
+            "pid": one.pid,
+            "lanes": one.lanes,
+            "concurrency": one.concurrency,
+            "capabilities": one.capabilities,
+            "tasks": one.tasks,
+            "alive_until": moment(one.alive_until),
+            "dead": one.dead,
+            "seen_at": moment(one.seen_at),
+        }
+        for one in await workers(backend, dead)
+    ]

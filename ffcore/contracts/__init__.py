@@ -10,9 +10,12 @@ seed's; what was added to them is listed in `added.py`.
 from __future__ import annotations
 
 from ffcore.contracts.added import ADDED, ADDED_VARIANTS
+from ffcore.contracts.admit import (
+    Refusal, ItemRefused, RefusedMany, RefuseManyArgs, Weight, WeightsApplied, ApplyWeightsArgs,
+)
 from ffcore.contracts.admission import (
     Admitted, AlreadyAdmitted, RateExceeded, ConcurrencyExceeded, CheckAdmissionResult, CheckAdmissionArgs,
-    Released, ReleaseAdmissionResult, ReleaseAdmissionArgs,
+    Released, ReleaseAdmissionResult, ReleaseAdmissionArgs, AdmissionRequest, ItemAdmitted, AdmittedMany, AdmitManyArgs,
 )
 from ffcore.contracts.attempt import (
     AttemptLifecycle, AttemptType, BackendTag, HandleKind, HandleOpaque, Handle, STUB_FRESH, STUB_RESUMED,
@@ -29,7 +32,9 @@ from ffcore.contracts.batch import (
 from ffcore.contracts.budget import (
     BudgetCreated, BudgetAlreadySatisfied, CreateBudgetResult, CreateBudgetArgs, BudgetStatus, UsageDimensions,
     UsageOk, SoftBreach, HardBreach, ReportUsageResult, ReportUsageArgs, ReportUsageAdminArgs, Reset,
-    ResetBudgetResult, ResetBudgetArgs,
+    ResetBudgetResult, ResetBudgetArgs, ReadBudgetArgs, BudgetsPage, ListBudgetsArgs, BudgetChanged, ChangeBudgetArgs,
+    BudgetRaised, RaiseBudgetArgs, BudgetDeleted, DeleteBudgetArgs, Spender, Spenders, TopSpendersArgs, SpendRow,
+    SpentRow, SpentMany, SpendManyArgs, ReserveRow, ReservedRow, ReservedMany, ReserveManyArgs, budget_changes,
 )
 from ffcore.contracts.check import (
     Wrong, SeenRecord, SeenMember, FlowCounts, SeenEvent, SeenSize, KeptBytes, OpenKid, KidCount, PageFacts, Checked,
@@ -57,6 +62,7 @@ from ffcore.contracts.execution import (
     AlreadyTerminal, ExpireExecutionResult, ExpireExecutionArgs, Replayed, ReplayExecutionResult, ReplayExecutionArgs,
     TagsOk, SetExecutionTagsResult, SetExecutionTagsArgs, SetFlowTagsResult, SetFlowTagsArgs,
 )
+from ffcore.contracts.explain import ExplainArgs, Explained, Verdict
 from ffcore.contracts.failure import (
     FailureClass, FailureReason, RetryScheduled, TerminalFailed, FailExecutionResult, FailExecutionArgs,
     FailOutcome,
@@ -82,13 +88,15 @@ from ffcore.contracts.lease import (
     LeaseFence, CancelSource, AlreadySatisfied, LeaseRenewal, Renewed, RenewLeaseResult, RenewLeaseArgs,
     MarkedExpired, MarkLeaseExpiredResult, MarkLeaseExpiredArgs, Revoked, RevokeLeaseResult, RevokeLeaseArgs,
 )
+from ffcore.contracts.mail import DeliverArgs, Delivered, Letter, Wake
 from ffcore.contracts.operator import (
-    ListedLane, ListedLanes, ListLanesArgs, LaneCounts, LaneStatsArgs, Held, AlreadyHeld, HoldArgs, ReleasedHold,
-    NotHeld, ReleaseArgs, ListedHold, Holds, ListHoldsArgs, Unclaimed, UnclaimArgs,
+    ListedLane, ListedLanes, ListLanesArgs, LaneHalt, LaneCounts, LaneStatsArgs, Held, AlreadyHeld, HoldArgs,
+    ReleasedHold, NotHeld, ReleaseArgs, ListedHold, Holds, ListHoldsArgs, Unclaimed, UnclaimArgs,
 )
 from ffcore.contracts.partition import PartitionFamily, Partition
 from ffcore.contracts.quota import (
-    QuotaPolicyCreated, QuotaPolicyAlreadySatisfied, CreateQuotaPolicyResult, CreateQuotaPolicyArgs,
+    QuotaPolicyCreated, QuotaPolicyAlreadySatisfied, CreateQuotaPolicyResult, CreateQuotaPolicyArgs, QuotaChanged,
+    ChangeQuotaArgs, QuotaStatus, ReadQuotaArgs, ListedQuota, QuotasPage, ListQuotasArgs, QuotaDeleted, DeleteQuotaArgs,
 )
 from ffcore.contracts.reads import (
     StoredExecution, ReadExecutionArgs, ExecutionOutcome, ExecutionRef, Outcomes, ReadOutcomesArgs, Awaiting,
@@ -99,6 +107,11 @@ from ffcore.contracts.reads import (
 from ffcore.contracts.roster import (
     Registered, RegisterWorkerArgs, ListedWorker, Workers, ListWorkersArgs, TaskRow, Published, PublishTasksArgs,
     Tasks, ListTasksArgs, Announced, AnnounceTasksArgs,
+)
+from ffcore.contracts.schedule import (
+    SchedulePut, PutScheduleArgs, Firing, ItemFired, FiredMany, FireSchedulesArgs, ScheduleRun, ItemRun, ScheduleRuns,
+    RunScheduleArgs, ScheduleChanged, PauseScheduleArgs, ResumeScheduleArgs, ScheduleRemoved, RemoveScheduleArgs,
+    ListedSchedule, ScheduleRead, ReadScheduleArgs, SchedulesPage, ListSchedulesArgs,
 )
 from ffcore.contracts.scheduling import (
     check_blocking_reason, ClaimGrant, ResumeGrant, ReclaimGrant, ResumeToken, Granted, IssueClaimGrantOutcome,
@@ -149,9 +162,13 @@ from ffcore.contracts.suspension import (
     PauseExecutionArgs,
 )
 from ffcore.contracts.text import Text, enc_hook, dec_hook
+from ffcore.contracts.unique import (
+    UniqueTaken, UniqueHeld, TakeUniqueArgs, UniqueDropped, UniqueNotHeld, DropUniqueArgs, UniqueFree, ReadUniqueArgs,
+)
 from ffcore.contracts.upkeep import (
     Initialised, AlreadyInitialised, InitPartitionArgs, Done, NoopArgs, TickedPartition, Ticked, TickArgs, Purged,
-    PurgeArgs, Header, ReadHeaderArgs, OwedRow, OutboxRef, Acknowledged, AckOutboxArgs,
+    PurgeArgs, Header, ReadHeaderArgs, OwedRow, DueSchedule, OutboxRef, Outbox,
+    ReadOutboxArgs, Acknowledged, AckOutboxArgs,
 )
 from ffcore.contracts.views import (
     AttemptSummary, LeaseSummary, ExecutionSnapshot, ExecutionContext, ExecutionInfo, StateSummary,
@@ -172,7 +189,10 @@ __all__ = [
     "ADDED", "ADDED_VARIANTS",
     # admission
     "Admitted", "AlreadyAdmitted", "RateExceeded", "ConcurrencyExceeded", "CheckAdmissionResult",
-    "CheckAdmissionArgs", "Released", "ReleaseAdmissionResult", "ReleaseAdmissionArgs",
+    "CheckAdmissionArgs", "Released", "ReleaseAdmissionResult", "ReleaseAdmissionArgs", "AdmissionRequest",
+    "ItemAdmitted", "AdmittedMany", "AdmitManyArgs",
+    # admit
+    "Refusal", "ItemRefused", "RefusedMany", "RefuseManyArgs", "Weight", "WeightsApplied", "ApplyWeightsArgs",
     # attempt
     "AttemptLifecycle", "AttemptType", "BackendTag", "HandleKind", "HandleOpaque", "Handle", "STUB_FRESH",
     "STUB_RESUMED", "ClaimedExecution", "Claimed", "ClaimExecutionResult", "ClaimExecutionArgs",
@@ -184,10 +204,16 @@ __all__ = [
     "Fence", "NewExecution", "ItemCreated", "CreatedMany", "CreateManyArgs", "JournalHead", "Input", "Inputs",
     "ClaimedJob", "ClaimedBatch", "ClaimBatchArgs", "Completion", "ItemDone", "CompletedMany", "CompleteManyArgs",
     "Renewal", "ItemRenewed", "RenewedMany", "RenewManyArgs", "BellPassed", "PassBellArgs",
+    # mail
+    "DeliverArgs", "Delivered", "Letter", "Wake",
     # budget
     "BudgetCreated", "BudgetAlreadySatisfied", "CreateBudgetResult", "CreateBudgetArgs", "BudgetStatus",
     "UsageDimensions", "UsageOk", "SoftBreach", "HardBreach", "ReportUsageResult", "ReportUsageArgs",
     "ReportUsageAdminArgs", "Reset", "ResetBudgetResult", "ResetBudgetArgs",
+    "ReadBudgetArgs", "BudgetsPage", "ListBudgetsArgs", "BudgetChanged", "ChangeBudgetArgs", "BudgetRaised",
+    "RaiseBudgetArgs", "BudgetDeleted", "DeleteBudgetArgs", "Spender", "Spenders", "TopSpendersArgs", "SpendRow",
+    "SpentRow", "SpentMany", "SpendManyArgs", "ReserveRow", "ReservedRow", "ReservedMany", "ReserveManyArgs",
+    "budget_changes",
     # check
     "Wrong", "SeenRecord", "SeenMember", "FlowCounts", "SeenEvent", "SeenSize", "KeptBytes", "OpenKid", "KidCount",
     "PageFacts", "Checked", "CheckArgs",
@@ -238,12 +264,15 @@ __all__ = [
     # operator
     "Settings", "SettingsRow", "SettingsPage", "PutSettingsArgs", "ListSettingsArgs", "SettingsApplied",
     "ApplySettingsArgs", "ListedLane", "ListedLanes",
+    "ExplainArgs", "Explained", "Verdict", "LaneHalt",
     "ListLanesArgs", "LaneCounts", "LaneStatsArgs", "Held", "AlreadyHeld", "HoldArgs", "ReleasedHold", "NotHeld",
     "ReleaseArgs", "ListedHold", "Holds", "ListHoldsArgs", "Unclaimed", "UnclaimArgs",
     # partition
     "PartitionFamily", "Partition",
     # quota
     "QuotaPolicyCreated", "QuotaPolicyAlreadySatisfied", "CreateQuotaPolicyResult", "CreateQuotaPolicyArgs",
+    "QuotaChanged", "ChangeQuotaArgs", "QuotaStatus", "ReadQuotaArgs", "ListedQuota", "QuotasPage", "ListQuotasArgs",
+    "QuotaDeleted", "DeleteQuotaArgs",
     # reads
     "StoredExecution", "ReadExecutionArgs", "ExecutionOutcome", "ExecutionRef", "Outcomes", "ReadOutcomesArgs",
     "Awaiting", "AwaitArgs", "ListedExecution", "ExecutionsPage", "ListExecutionsArgs", "HistoryEntry", "History",
@@ -252,6 +281,11 @@ __all__ = [
     # roster
     "Registered", "RegisterWorkerArgs", "ListedWorker", "Workers", "ListWorkersArgs", "TaskRow", "Published",
     "PublishTasksArgs", "Tasks", "ListTasksArgs", "Announced", "AnnounceTasksArgs",
+    # schedule
+    "SchedulePut", "PutScheduleArgs", "Firing", "ItemFired", "FiredMany", "FireSchedulesArgs", "ScheduleRun",
+    "ItemRun", "ScheduleRuns", "RunScheduleArgs", "ScheduleChanged", "PauseScheduleArgs", "ResumeScheduleArgs",
+    "ScheduleRemoved", "RemoveScheduleArgs", "ListedSchedule", "ScheduleRead", "ReadScheduleArgs", "SchedulesPage",
+    "ListSchedulesArgs",
     # scheduling
     "check_blocking_reason", "ClaimGrant", "ResumeGrant", "ReclaimGrant", "ResumeToken", "Granted",
     "IssueClaimGrantOutcome", "IssueClaimGrantResult", "IssueClaimGrantArgs", "ReclaimGranted",
@@ -293,10 +327,13 @@ __all__ = [
     "PausePending", "AlreadyPaused", "PauseExecutionResult", "PauseExecutionArgs",
     # text
     "Text", "enc_hook", "dec_hook",
+    # unique
+    "UniqueTaken", "UniqueHeld", "TakeUniqueArgs", "UniqueDropped", "UniqueNotHeld", "DropUniqueArgs", "UniqueFree",
+    "ReadUniqueArgs",
     # upkeep
     "Initialised", "AlreadyInitialised", "InitPartitionArgs", "Done", "NoopArgs", "TickedPartition", "Ticked",
-    "TickArgs", "Purged", "PurgeArgs", "Header", "ReadHeaderArgs", "OwedRow", "OutboxRef",
-    "Acknowledged", "AckOutboxArgs",
+    "TickArgs", "Purged", "PurgeArgs", "Header", "ReadHeaderArgs", "OwedRow", "DueSchedule", "OutboxRef",
+    "Outbox", "ReadOutboxArgs", "Acknowledged", "AckOutboxArgs",
     # views
     "AttemptSummary", "LeaseSummary", "ExecutionSnapshot", "ExecutionContext", "ExecutionInfo", "StateSummary",
     "ExecutionSummary", "ListExecutionsResult", "ListExecutionsPage", "SuspendedExecutionEntry", "NO_TIMEOUT_MS",

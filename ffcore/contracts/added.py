@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 ADDED: Final[dict[str, frozenset[str]]] = {
-    "CreateExecutionArgs": frozenset({"digest", "version", "fairness_key"}),
+    "CreateExecutionArgs": frozenset({"digest", "version", "fairness_key", "admission"}),
     "FailExecutionArgs": frozenset({"retry_after_ms", "failure_detail"}),
     "ReplayExecutionArgs": frozenset({"mode"}),
     "CancelExecutionArgs": frozenset({"grace_ms"}),
@@ -29,6 +29,7 @@ ADDED: Final[dict[str, frozenset[str]]] = {
     "ReportUsageArgs": frozenset({"at"}),
     "ReportUsageAdminArgs": frozenset({"at"}),
     "CheckAdmissionArgs": frozenset({"at"}),
+    "CreateQuotaPolicyArgs": frozenset({"name", "namespace"}),
     "ReleaseAdmissionArgs": frozenset({"at"}),
     "RotateWaitpointHmacSecretArgs": frozenset({"at"}),
     "SeedWaitpointHmacSecretArgs": frozenset({"at"}),
@@ -41,6 +42,12 @@ ADDED: Final[dict[str, frozenset[str]]] = {
     "SuspensionAlreadySatisfied": frozenset({"replayed"}),
     # A breaching report is recorded (D13); `applied` says so.
     "HardBreach": frozenset({"applied"}),
+    # A budget has a name, and says what is reserved of it.
+    "CreateBudgetArgs": frozenset({"name", "namespace"}),
+    "BudgetStatus": frozenset({
+        "name", "namespace", "on_hard_limit", "on_soft_limit", "reset_interval_ms", "reserved", "reservations",
+        "period", "waiting",
+    }),
     # An append may be repeated and need not be kept for long; payloads of frames are bytes, and bound an answer.
     "AppendFrameArgs": frozenset({"mode", "op"}),
     "Appended": frozenset({"replayed"}),

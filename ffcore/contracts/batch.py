@@ -40,6 +40,8 @@ class NewExecution(Row):
     fairness_key: str | None = None
     tags: bytes | None = None
     """Tags of this execution as flat pairs, each length-prefixed (`ffcore.wire.pack_pairs`); None: none."""
+    admission: str | None = None
+    """What it must be admitted by, as lines (`ffcore.admission`); None: nothing."""
 
 
 class ItemCreated(Row):
@@ -146,6 +148,9 @@ class ClaimedJob(Row):
     """None: nothing is recorded, and the task's version is the job's."""
     inputs: Inputs | None = None
     """None: the payload is its own."""
+    admission: str | None = None
+    """What it must be admitted by before it starts, as lines (`ffcore.admission`); its lane's quota is the last one and
+    has the word ``lane`` behind it. None: nothing."""
 
     @property
     def flow_id(self) -> FlowId | None:

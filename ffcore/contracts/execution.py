@@ -76,6 +76,8 @@ class CreateExecutionArgs(Args[CreateExecutionResult]):
     version: int = 1
     """Of the task."""
     fairness_key: str | None = None
+    admission: str | None = None
+    """What it must be admitted by, as lines (`ffcore.admission`); None: nothing but the budgets its policy names."""
 
     def __post_init__(self) -> None:
         ids.check_id(self.execution_id)
@@ -96,6 +98,7 @@ class CreateExecutionArgs(Args[CreateExecutionResult]):
             raise InvalidArgument(f"digest has {len(self.digest)} bytes, not 16")
         checks.whole(self.version, "version", 0, checks.U32_MAX)
         checks.text(self.fairness_key, "fairness_key")
+        checks.size(self.admission, "admission", limits.ADMISSION_BYTES, code="invalid_input")
         if self.policy is not None:
             self._inherit(self.policy)
 

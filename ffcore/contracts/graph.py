@@ -78,6 +78,8 @@ class FlowNode(msgspec.Struct, frozen=True, kw_only=True):
     """As in `NewExecution`."""
     label: str | None = None
     """What people call it: its key or its name."""
+    admission: str | None = None
+    """As in `NewExecution`."""
     upstreams: list[tuple[int, str]] = []
     """Place in `nodes` and kind (success_only, always, on_failure) of each edge, in the order of the inputs."""
     policy: EdgeDependencyPolicy = EdgeAllOf()
@@ -126,6 +128,7 @@ class NodeRow(Row):
     """``A``, ``O c`` or ``Q 2 l``: all of, any of, quorum of 2; c: the others are cancelled, l: they run on."""
     edges: str
     """``12s,13a``: numbers of upstreams, all lower than the node's own, each with the letter of the edge's kind."""
+    admission: str | None = None
 
 
 class SubmitFlowWireArgs(Args[FlowSubmitted | FlowStaged | FlowDuplicate]):

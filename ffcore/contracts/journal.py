@@ -60,6 +60,9 @@ class RecordStepArgs(Args[StepRecorded | StepReplayed]):
     """Renew for so long from now; 0: leave the lease alone. A renewal that would gain next to nothing is left out."""
     progress_pct: int | None = None
     progress_message: str | None = None
+    spends: str | None = None
+    """What the step has spent: a line ``<budget id> <key> <amounts>`` for each budget (`ffcore.admission`). Charged
+    with the record, once; the key is the budget's to know a repeat by."""
     frames: list[StepFrame] = []  # noqa: RUF012 - msgspec copies it
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from ffcore.args import Args, Outcome, Row
 from ffcore.contracts.batch import Fence
 from ffcore.ids import ExecutionId, LaneId, PartitionKey, TimestampMs
@@ -25,6 +27,21 @@ class ListLanesArgs(Args[ListedLanes]):
     limit: int = 100
 
 
+class LaneHalt(Row):
+    """A queue of a lane that may not start anything now."""
+
+    admission: str
+    """Its admission set, a digest; "-": the whole lane, for its own quota."""
+    kind: str
+    """What it waits for: ``b`` a budget, ``q`` or ``l`` a quota."""
+    resource: str
+    """Which one: the uuid of its id."""
+    until: TimestampMs
+    """When it is asked again at the latest."""
+    detail: str
+    jobs: int
+
+
 class LaneCounts(Outcome, tag="lane_stats"):
     state: str
     counts: dict[str, int]
@@ -33,6 +50,10 @@ class LaneCounts(Outcome, tag="lane_stats"):
     """Creation of the job first in line; 0: none."""
     parked: int
     now_ms: TimestampMs
+    held: int = 0
+    """Ready jobs of halted queues, of 2,000 such queues at most."""
+    halts: list[LaneHalt] = msgspec.field(default_factory=list[LaneHalt])
+    """Those queues, at most 100 of them."""
 
 
 class LaneStatsArgs(Args[LaneCounts]):

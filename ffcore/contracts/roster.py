@@ -25,6 +25,8 @@ class ListedWorker(Row):
     worker_instance_id: WorkerInstanceId
     alive_until: TimestampMs
     info: bytes
+    seen_at: TimestampMs = TimestampMs(0)
+    """Its last sign of life; 0: not known."""
 
 
 class Workers(Outcome, tag="workers"):
@@ -36,6 +38,8 @@ class ListWorkersArgs(Args[Workers]):
     partition: PartitionKey
     after: str | None = None
     limit: int = 100
+    dead: bool = False
+    """Those that gave no sign of life in time, within the last hour, instead of those that are alive."""
 
 
 class TaskRow(Row):

@@ -1,7 +1,8 @@
 """Settings: what operators say of a lane or of the whole store, under one rising revision. This engine's own.
 
-The records stand in ``{w:0}``; every partition has a copy in its header. Names are ``lane:<name>`` and ``store``; which
-values each has, and what they mean, is written in `lua/settings.lua`.
+The records stand in ``{w:0}``; every partition has a copy in its header. Names are ``lane:<name>``,
+``weights:<name>`` (of a lane's fairness keys) and ``store``; which values each has, and what they mean, is written in
+`lua/settings.lua`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class SettingsRow(Row):
 
 class SettingsPage(Outcome, tag="settings_page"):
     records: list[SettingsRow]
-    """By revision, oldest change first."""
+    """By revision, oldest change first; fewer than asked for where they are large: ask on from the last one."""
     revision: int
     """Of the store: that of the latest change."""
 

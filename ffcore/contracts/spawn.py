@@ -64,6 +64,8 @@ class SpawnArgs(Args[Spawned | SpawnReplayed]):
     label: str | None = None
     abandon: bool = False
     """It goes on when the parent is cancelled."""
+    admission: str | None = None
+    """As in `NewExecution`."""
 
     def __post_init__(self) -> None:
         ids.check_together(self.execution_id, self.flow_id, self.child_id)
@@ -82,5 +84,6 @@ class SpawnArgs(Args[Spawned | SpawnReplayed]):
         checks.whole(self.lease_ttl_ms, "lease_ttl_ms", 0, limits.LEASE_TTL_MAX_MS)
         checks.text(self.fairness_key, "fairness_key")
         checks.size(self.label, "label", limits.KEY_BYTES, code="invalid_input")
+        checks.size(self.admission, "admission", limits.ADMISSION_BYTES, code="invalid_input")
         if len(self.digest) != 16:
             raise InvalidArgument(f"digest has {len(self.digest)} bytes, not 16")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ffcore.args import Args, Outcome, Row
-from ffcore.ids import ExecutionId, PartitionKey, TimestampMs
+from ffcore.ids import ExecutionId, PartitionKey, ScheduleId, TimestampMs
 
 
 class Initialised(Outcome, tag="initialised"):
@@ -41,6 +41,14 @@ class OwedRow(Row):
     body: str
 
 
+class DueSchedule(Row):
+    """A schedule whose instant has come: whoever ticked fires it (`FireSchedulesArgs`)."""
+
+    schedule_id: ScheduleId
+    due_ms: int
+    spec: str
+
+
 class TickedPartition(Row):
     partition: PartitionKey
     mine: bool
@@ -53,6 +61,8 @@ class TickedPartition(Row):
     """Undelivered outbox rows; answered again each second until acknowledged."""
     settings: int = 0
     """Revision up to which this partition has what operators set; of ``{w:0}``, the revision of the store."""
+    schedules: list[DueSchedule] = []  # noqa: RUF012 - msgspec copies it
+    """Due now; answered again until fired."""
 
 
 class Ticked(Outcome, tag="ticked"):
@@ -73,6 +83,17 @@ class TickArgs(Args[Ticked]):
 
 class OutboxRef(Row):
     row: str
+
+
+class Outbox(Outcome, tag="outbox"):
+    rows: list[OwedRow]
+
+
+class ReadOutboxArgs(Args[Outbox]):
+    """What a partition owes to others: up to `limit` rows, oldest first where there are no more than that."""
+
+    partition: PartitionKey
+    limit: int = 100
 
 
 class Acknowledged(Outcome, tag="acknowledged"):

@@ -5,6 +5,7 @@
 -- even across a failover that lost writes.
 
 local attempt = {}
+do -- helpers of this file; a chunk holds 200 locals
 
 -- Lease a record to a worker. `attempt_id` nil: the lease id names a new attempt. The record's `next`
 -- stays and says how this attempt came about.
@@ -51,7 +52,8 @@ function attempt.started_at(x) return x.attempt_started_at or x.started_at or "0
 function attempt.unbegin(p, x)
   if x.next == "resumed" then return "attempt_left_ms", attempt.left_ms(p, x) end
   -- -1 says that there was a claim and no attempt yet; an absent index would read as the first one's.
-  return "attempt", tostring(record.number(x, "attempt") - 1)
+  local index = record.number(x, "attempt") - 1
+  return "attempt", tostring(index), "started_at", index >= 0 and x.started_at
 end
 
 -- Log an attempt that ended while its execution goes on; the last ATTEMPTS_N are kept.
@@ -206,4 +208,6 @@ function attempt.complete(p, x, result, encoding)
     redis.call("SET", keys.result(p, x.id), result)
     state.finish(p, x, "completed", nil, "result_kept", "1")
   end
+end
+
 end

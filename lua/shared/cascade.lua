@@ -139,7 +139,7 @@ graph.does("flow_cancel", function(p, item)
   p.edges_left = p.edges_left - math.min(page, #ids / 2)
   for i = 1, math.min(page * 2, #ids), 2 do
     local x = graph.member(p, ids[i])
-    if x and (f.policy == "cancel_all" or not x.lease_id) then cascade.cancel_member(p, x, "its flow was cancelled", "flow_cascade") end
+    if x and (f.policy == "cancel_all" or not x.started_at) then cascade.cancel_member(p, x, "its flow was cancelled", "flow_cascade") end
     last = ids[i + 1]
   end
   if #ids / 2 > page then
@@ -161,11 +161,11 @@ function cascade.turned_away(p, x)
   if x.pending_outcome then return nil end
   local f = flows.load(p, x.flow)
   if not f or not f.policy then return nil end
-  if f.policy == "cancel_all" or f.policy == "cancel_pending" and not x.lease_id then
+  if f.policy == "cancel_all" or f.policy == "cancel_pending" and not x.started_at then
     attempt.cancel_at_once(p, x, "its flow was cancelled", "flow_cascade")
     return "cancelled"
   end
-  if f.policy == "flow_only" and not x.lease_id then
+  if f.policy == "flow_only" and not x.started_at then
     state.move(p, x, "blocked", "flow_cancelled", "reason", "paused_by_flow_cancel", "grant", false, "moved_at", p.now)
     return "blocked"
   end

@@ -171,7 +171,14 @@ local function standing(c, x, full)
   if row.queued and x.cap and redis.call("HEXISTS", keys.caps(p, x.lane), x.cap) == 0 then
     check.say(c, "I2", full, "waits under capability set " .. x.cap .. ", which no worker can know", "put it where its record says")
   end
-  if row.queued and order.by_tenant(lane) and key == keys.queue(p, x.lane, x.cap or "-") then
+  if row.queued and order.class(x) ~= (x.cap or "-") and key == keys.queue(p, x.lane, order.class(x)) then
+    local cap = x.cap or "-"
+    local first = redis.call("ZSCORE", keys.ring(p, x.lane, cap), x.adm) or redis.call("ZSCORE", keys.shut(p, x.lane, cap), x.adm)
+    if not first or tonumber(first) > order.score(lane, x) then
+      check.say(c, "I2", full, "waits in a queue that no claim looks into in time", "put it where its record says")
+    end
+  end
+  if row.queued and order.by_tenant(lane) and key == keys.queue(p, x.lane, order.class(x)) then
     local age = tonumber(redis.call("ZSCORE", order.tenant(p, lane, x), x.id) or nil)
     if age ~= order.age(lane, x) then
       check.say(c, "I2", full, "is not among its fairness key's by its age", "put it where its record says")
@@ -335,6 +342,7 @@ function check.record(c, id)
     waits(c, x, full)
     instants(c, x, full)
     flow_check.record(c, x, full)
+    if x.held_bytes then c.sizes[#c.sizes + 1] = { id, x.lane .. " held", tonumber(x.held_bytes) or 0 } end
     if x.size and state.is_terminal(x.state) and lanes.of(p, x.lane).bytes then c.sizes[#c.sizes + 1] = { id, x.lane, tonumber(x.size) } end
   end
   return x

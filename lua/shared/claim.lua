@@ -5,6 +5,7 @@
 -- are still held; otherwise a lost reply would lease jobs to nobody.
 
 local claim = {}
+do -- helpers of this file; a chunk holds 200 locals
 
 -- Lanes and sets a caller names. Parking interns the names and makes keys of the digests, so both must be what
 -- a submit would have made: no user text reaches a key, no lane is called like the table's own rows ("#1").
@@ -39,7 +40,7 @@ end
 -- in one text, then what may hold anything, and what it has recorded if there is any; and what counts towards the
 -- bound of one answer. As 23 values of an answer the same would cost 6 % of the claim.
 local function answer(p, x, lane_name, payload)
-  local rare, head, given
+  local rare, head, given, admits
   local bytes = #payload
   if x.more then
     if x.journal or x.unpinned then
@@ -52,6 +53,8 @@ local function answer(p, x, lane_name, payload)
       given, size = inputs.of(p, x)
       bytes = bytes + size
     end
+    admits = admission.asked(p, x)
+    bytes = bytes + #(admits or "")
     rare = table.concat({ x.version or "1", x.namespace or "default", x.deadline_at or "0", x.attempt_deadline_at or "0",
       x.retries or "0", x.crashes or "0", x.run or "0", x.cancel_until and "1" or "0", x.flow or "-" }, " ")
   else
@@ -60,7 +63,8 @@ local function answer(p, x, lane_name, payload)
   local lease_id = x.lease_id
   return { p.id_prefix .. x.id .. " " .. lease_id .. " " .. x.lease_epoch .. " " .. (x.attempt_id or lease_id) .. " " .. x.attempt .. " "
     .. x.next .. " " .. x.at .. " " .. x.task .. " " .. lane_name .. " " .. (x.priority or "0") .. " " .. x.created_at .. " " .. rare,
-    payload, x.payload_encoding or "", policy.text(p, x), x.detail and record.tags(p, x) or {}, head or given and false, given }, bytes
+    payload, x.payload_encoding or "", policy.text(p, x), x.detail and record.tags(p, x) or {}, head or (given or admits) and false,
+    given or admits and false, admits }, bytes
 end
 
 -- Leases of this claim_id that are still held, after a lost reply; nil if the slot's last claim was another.
@@ -99,15 +103,24 @@ function claim.turned_away(p, x)
   end
 end
 
+-- How many jobs of a lane may start now by its own quota: none while it is halted, some while a release is used up.
+function claim.room(p, lane, want)
+  local row = admission.halt(p, admission.lane_set(lane))
+  if not row or row.over_at <= p.now then return want end
+  return math.min(want, row.allow)
+end
+
 -- Lease up to `want` jobs of one partition. Appends to out.jobs; out.bytes bounds one answer.
 local function lease_from(p, a, want, out)
   local taken, names, skips = {}, a.lanes, 0
   local start = out.n % #names
   for step = 1, #names do
     local lane = want > 0 and lanes.named(p, names[(start + step - 1) % #names + 1])
-    if lane and (lane.state == "active" or lane.state == "draining") then
-      local asked = want
-      local got = queue.pop(p, lane, a.capability_sets, want, out.n)
+    local room = want
+    if lane and lane.quota then room = claim.room(p, lane, want) end
+    if lane and room > 0 and (lane.state == "active" or lane.state == "draining") then
+      local asked = room
+      local got = queue.pop(p, lane, a.capability_sets, room, out.n)
       for i = 1, #got, 2 do
         local id = got[i]
         local x = p.known and p.known[id] or record.load_queued(p, id)
@@ -120,10 +133,15 @@ local function lease_from(p, a, want, out)
             x.popped = true
             if claim.turned_away(p, x) then
               skips = skips + 1
+              if x.adm then admission.give_back(p, x.adm) end
             else
               local payload = redis.call("GET", keys.payload(p, id)) or ""
               if p.bells then wake.taken(p, x.lane, x.cap or "-") end
               attempt.begin(p, x, a.claim_id .. "." .. #out.jobs, a.lease_ttl_ms, "claimed")
+              if lane.quota and not x.pending_outcome then
+                record.write(p, x, "lane_quota", lane.quota)
+                admission.take(p, admission.lane_set(lane))
+              end
               local job, bytes = answer(p, x, lane.name, payload)
               out.jobs[#out.jobs + 1] = job
               out.bytes = out.bytes + bytes
@@ -133,7 +151,7 @@ local function lease_from(p, a, want, out)
           end
         end
       end
-      if skips > 0 and #got == asked * 2 and want > 0 then out.again = true end
+      if (skips > 0 and #got == asked * 2 or p.look_again) and want > 0 then out.again = true end
       if lane.revision > out.revision then out.revision = lane.revision end
     end
   end
@@ -208,4 +226,6 @@ function claim.batch(ps, a, unpark)
     for i = 1, #ps do park(ps[i], a, false) end
   end
   return { "claimed", ps[1].now, out.jobs, out.again and 1 or 0, out.revision, parked and 1 or 0 }
+end
+
 end

@@ -285,7 +285,7 @@ end
 -- A group is decided: what that makes of its execution. Only where it is blocked for that alone.
 function graph.act(p, f, x, word)
   if x.state ~= "blocked" or x.reason ~= "waiting_for_children" or f.state == "staging" or f.state == "purging" then return end
-  if f.policy and f.policy ~= "flow_only" and not x.lease_id then
+  if f.policy and f.policy ~= "flow_only" and not x.started_at then
     attempt.request_cancel(p, x, "its flow was cancelled", "flow_cascade")
   elseif word == "s" then
     graph.promote(p, x, "upstreams")

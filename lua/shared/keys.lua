@@ -23,9 +23,9 @@ function keys.stream(p, id, attempt) return p.key .. ":t:" .. id .. ":" .. attem
 function keys.live(p, id, attempt) return p.key .. ":b:" .. id .. ":" .. attempt end -- stream: frames of one attempt for whoever looks now
 function keys.frames(p, id)    return p.key .. ":n:" .. id end   -- hash: how far its streams are, and which attempts have some
 function keys.summary(p, id)   return p.key .. ":y:" .. id end   -- hash: the summary document and its version
-function keys.queue(p, lane, cap)   return p.key .. ":q:" .. lane .. ":" .. cap end   -- zset: ready, by band and turn
-function keys.before(p, lane, cap)  return p.key .. ":o:" .. lane .. ":" .. cap end   -- zset: ready, in the order the lane had before
-function keys.tenant(p, lane, cap, fair) return p.key .. ":k:" .. lane .. ":" .. cap .. ":" .. fair end -- zset: an aged lane's ready ones of a key
+function keys.queue(p, lane, class) return p.key .. ":q:" .. lane .. ":" .. class end   -- zset: ready, by band and turn; class: capability set, and behind a dot the admission set
+function keys.before(p, lane, class) return p.key .. ":o:" .. lane .. ":" .. class end   -- zset: ready, in the order the lane had before
+function keys.tenant(p, lane, class, fair) return p.key .. ":k:" .. lane .. ":" .. class .. ":" .. fair end -- zset: an aged lane's ready ones of a key
 function keys.index(p, lane, state) return p.key .. ":i:" .. lane .. ":" .. state end -- zset: all other states
 function keys.turns(p, lane, band)  return p.key .. ":f:" .. lane .. ":" .. band end  -- zset: virtual finish by fairness key
 function keys.caps(p, lane)    return p.key .. ":caps:" .. lane end  -- hash: digest -> tokens
@@ -50,6 +50,30 @@ function keys.holds(p)         return p.key .. ":holds" end      -- hash: what -
 function keys.held(p)          return p.key .. ":held" end       -- zset: executions held, by the release last looked at for
 function keys.unknown(p)       return p.key .. ":unknown" end    -- zset: executions of a task no worker knew
 function keys.outbox(p)        return p.key .. ":outbox" end     -- hash: effects owed to other partitions
+function keys.inbox(p, from)   return p.key .. ":inbox:" .. string.gsub(from, "[{}:]", "") end -- zset: rows of a partition applied ahead of their turn
+function keys.halts(p)         return p.key .. ":halts" end      -- hash: admission sets that may not start now: until when, why
+function keys.ring(p, lane, cap)  return p.key .. ":ring:" .. lane .. ":" .. cap end -- zset: admission sets with ready jobs, by their first
+function keys.shut(p, lane, cap)  return p.key .. ":shut:" .. lane .. ":" .. cap end -- zset: the same of those that are halted
+function keys.aside(p, lane)   return p.key .. ":aside:" .. lane end -- zset: queues of admission sets that stand in the order the lane had before
+function keys.weights(p, lane) return p.key .. ":weights:" .. lane end -- hash: fairness key -> its weight, where it is not 1
+function keys.schedule(p, id)  return p.key .. ":sched:" .. id end -- hash: a schedule: when, and what it submits
+function keys.schedule_text(p, id) return p.key .. ":schedtext:" .. id end -- string: what it submits
+function keys.schedules(p)     return p.key .. ":schedules" end  -- zset: schedules by their next instant
+function keys.schedule_ids(p)  return p.key .. ":schedids" end   -- zset: all schedules, in the order of their ids
+function keys.budget(p, id)    return p.key .. ":budget:" .. id end -- hash: a budget: limits, usage, what is reserved
+function keys.budgets(p)       return p.key .. ":budgets" end    -- zset: all budgets, in the order of their ids
+function keys.reserved(p, id)  return p.key .. ":res:" .. id end -- hash: execution -> epoch, until when, amounts
+function keys.reports(p, id)   return p.key .. ":rep:" .. id end -- zset: digests of keys of what was reported, by when they are forgotten
+function keys.spent(p, id)     return p.key .. ":spent:" .. id end -- hash: execution -> what it spent
+function keys.spenders(p, id)  return p.key .. ":spenders:" .. id end -- zset: the same by their share
+function keys.waiting(p, id)   return p.key .. ":waiting:" .. id end -- hash: partition and admission set -> what it waits for
+function keys.quota(p, id)     return p.key .. ":quota:" .. id end -- hash: a quota: its limits
+function keys.quotas(p)        return p.key .. ":quotas" end     -- zset: all quotas, in the order of their ids
+function keys.window(p, id, key)  return p.key .. ":win:" .. id .. ":" .. key end -- zset: starts within the window, by instant; key "-" or a digest
+function keys.running(p, id, key) return p.key .. ":run:" .. id .. ":" .. key end -- hash: executions that hold a place -> epoch of the lease
+function keys.refused(p, id, key) return p.key .. ":ref:" .. id .. ":" .. key end -- zset: queues that wait for a place or, below zero, for the window, until
+function keys.subjects(p, id)  return p.key .. ":subj:" .. id end -- zset: digests and keys of those with something in them
+function keys.unique(p, id)    return p.key .. ":uniq:" .. id end -- hash: who holds it, how, until when
 function keys.tombs(p, id)     return p.key .. ":tomb:" .. string.sub(id, -3) end -- hash: uuid -> digest and until
 function keys.workers(p)       return p.key .. ":workers" end    -- zset: instance, until
 function keys.worker(p, id)    return p.key .. ":worker:" .. redis.sha1hex(id) end

@@ -37,6 +37,32 @@ local function of_tenant(c, key, id)
   end
 end
 
+-- A set that no claim looks at is halted for a reason, which knows where it stands and ends at an instant.
+local function shut(c, key, adm)
+  local p = c.p
+  local number, cap = string.match(key, ":(%d+):([%x%-]+)$")
+  local row = admission.read_halt(redis.call("HGET", keys.halts(p), adm) or nil)
+  if not row or not string.find("," .. row.places .. ",", "," .. number .. ":" .. cap .. ",", 1, true) then
+    check.say(c, "I2", p.tag, "admission set " .. adm .. " is kept from starting and nothing says why", "let it start", check.object(p, key, adm))
+  end
+end
+
+local function halt(c, key, adm, text)
+  local p = c.p
+  if string.sub(adm, 1, 2) == "o:" then
+    local uuid = string.sub(adm, 3)
+    if not check.is_armed(c, "halts", uuid) then
+      check.say(c, "I18", p.tag, "the release heard of " .. uuid .. " is kept and nothing will ever look at it again", "look at it",
+        check.object(p, keys.reap(p), "halts:" .. uuid))
+    end
+    return
+  end
+  if not admission.read_halt(text) then return check.say(c, "I2", p.tag, "halt " .. adm .. " cannot be read", "drop the member", check.object(p, key, adm)) end
+  if not redis.call("ZSCORE", keys.timers(p), "halt:" .. adm) then
+    check.say(c, "I5", p.tag, "the halt of " .. adm .. " never ends", "set its timer", check.object(p, key, adm))
+  end
+end
+
 local function blocked_for(c, key, id, reason)
   local x = record.load(c.p, id)
   if not x then return no_record(c, key, id) end
@@ -52,8 +78,12 @@ local function timer(c, key, member)
   if not kind or not due.handlers[kind] then
     return check.say(c, "I5", p.tag, "timer " .. member .. " is of a kind nothing handles", "", object)
   end
-  if flow_check.timer(c, kind, id, object) then return end
-  if kind == "outbox" then
+  if flow_check.timer(c, kind, id, object) or budget_check.timer(c, kind, id, object) or quota_check.timer(c, kind, id, object) then return end
+  if kind == "halt" then
+    if redis.call("HEXISTS", keys.halts(p), id) == 0 then
+      check.say(c, "I5", p.tag, "timer " .. member .. " has no halt", "drop the member", object)
+    end
+  elseif kind == "outbox" then
     if redis.call("HEXISTS", keys.outbox(p), id) == 0 then
       check.say(c, "I5", p.tag, "timer " .. member .. " has no row in the outbox", "drop the member", object)
     end
@@ -116,7 +146,15 @@ local function lane_row(c, key, name, number)
   if name == "#" then return end
   local forward = string.match(name, "^#(%d+)$")
   local back = redis.call("HGET", key, forward and number or "#" .. number)
-  if forward then armed(c, "idle", forward, "lane " .. number .. " is kept") end
+  if forward then
+    armed(c, "idle", forward, "lane " .. number .. " is kept")
+    local lane = lanes.of(c.p, forward)
+    local there = queue.count_classes(c.p, lane)
+    if there ~= lane.classed then
+      check.say(c, "I2", c.p.tag, "lane " .. number .. " counts " .. lane.classed .. " jobs in queues of admission sets, there are " .. there,
+        "count again", " classed " .. forward)
+    end
+  end
   if back == (forward or name) then return end
   check.say(c, "I3", c.p.tag, "lane " .. (forward or number) .. " and its name do not lead to each other", not back and "name it both ways" or "",
     check.object(c.p, key, name))
@@ -144,13 +182,6 @@ local function tomb(c, key, id, text)
 end
 
 local function slot(c, _, name) armed(c, "claim", name, "the claim memory of " .. name .. " is kept") end
-
-local function owed(c, key, row)
-  local p = c.p
-  if not redis.call("ZSCORE", keys.timers(p), "outbox:" .. row) then
-    check.say(c, "I5", p.tag, "row " .. row .. " of the outbox is never delivered", "set its timer", check.object(p, key, row))
-  end
-end
 
 local function alive(c, key, name)
   armed(c, "workers", "all", "the roster")
@@ -300,6 +331,34 @@ local function kid(c, key, field, text)
   if not sound then check.say(c, "I15", c.p.tag, "kid row " .. string.sub(field, 1, 40) .. " does not fit the others", "", check.object(c.p, key, field)) end
 end
 
+-- A schedule: both its keys are there, it is on the list, and its place is the one its state says.
+function kinds.schedule(c, key, id)
+  local p = c.p
+  local s = schedules.load(p, id)
+  local function say(detail) check.say(c, "I18", p.id_prefix .. id, detail, "look at it", check.object(p, keys.reap(p), "schedule:" .. id)) end
+  if not s or not s.due or not schedules.STATES[s.state] then
+    return check.say(c, "I18", p.id_prefix .. id, "a schedule that cannot be read", "delete the key", check.object(p, key))
+  end
+  if redis.call("EXISTS", keys.schedule_text(p, id)) == 0 then say("nothing says what it submits") end
+  if not redis.call("ZSCORE", keys.schedule_ids(p), id) then say("is not on the list of schedules") end
+  if s.state == "active" and not redis.call("ZSCORE", keys.schedules(p), id) then say("is active and never due") end
+  if s.state == "ended" then armed(c, "schedule", id, "schedule " .. id .. " has ended") end
+end
+
+function kinds.scheduled(c, key, id)
+  local s = schedules.load(c.p, id)
+  if not s then return no_record(c, key, id) end
+  if key == keys.schedules(c.p) and s.state ~= "active" then
+    check.say(c, "I5", c.p.id_prefix .. id, s.state .. " and still due", "drop the member", check.object(c.p, key, id))
+  end
+end
+
+function kinds.schedule_text(c, key, id)
+  if redis.call("EXISTS", keys.schedule(c.p, id)) == 0 then
+    check.say(c, "I18", c.p.id_prefix .. id, check.object(c.p, key) .. " is left over: its schedule is gone", "delete the key", check.object(c.p, key))
+  end
+end
+
 local function nothing() end
 
 kinds.LIST = {
@@ -328,9 +387,14 @@ kinds.LIST = {
   { name = "incoming", type = "hash", parts = { UUID }, whole = flow_check.incoming, member = flow_check.row, costs = 4 },
   { name = "outgoing", type = "list", parts = { UUID }, whole = flow_check.outgoing, member = flow_check.entry },
   { name = "flows", type = "zset", parts = {}, whole = nothing, member = flow_check.listed },
-  { name = "queue", type = "zset", parts = { "(%d+)", "([%x%-]+)" }, whole = of_lane, member = stands_here },
-  { name = "before", type = "zset", parts = { "(%d+)", "([%x%-]+)" }, whole = of_lane, member = stands_here },
-  { name = "tenant", type = "zset", parts = { "(%d+)", "([%x%-]+)", "([%x%-]+)" }, whole = of_lane, member = of_tenant },
+  { name = "queue", type = "zset", parts = { "(%d+)", "([%x%-%.]+)" }, whole = of_lane, member = stands_here },
+  { name = "before", type = "zset", parts = { "(%d+)", "([%x%-%.]+)" }, whole = of_lane, member = stands_here },
+  { name = "tenant", type = "zset", parts = { "(%d+)", "([%x%-%.]+)", "([%x%-]+)" }, whole = of_lane, member = of_tenant },
+  { name = "ring", type = "zset", parts = { "(%d+)", "([%x%-]+)" }, whole = of_lane },
+  { name = "shut", type = "zset", parts = { "(%d+)", "([%x%-]+)" }, whole = of_lane, member = shut },
+  { name = "aside", type = "zset", parts = { "(%d+)" }, whole = of_lane },
+  { name = "weights", type = "hash", parts = { "(%d+)" }, whole = of_lane },
+  { name = "halts", type = "hash", parts = {}, whole = function() end, member = halt },
   { name = "index", type = "zset", parts = { "(%d+)", "(%l+)" }, whole = index, member = stands_here },
   { name = "turns", type = "zset", parts = { "(%d+)", "(%d+)" }, whole = of_lane },
   { name = "caps", type = "hash", parts = { "(%d+)" }, whole = of_lane },
@@ -349,12 +413,24 @@ kinds.LIST = {
   { name = "held", type = "zset", parts = {}, whole = nothing, member = function(c, key, id) blocked_for(c, key, id, "paused_by_operator") end },
   { name = "unknown", type = "zset", parts = {}, whole = nothing,
     member = function(c, key, id) blocked_for(c, key, id, "waiting_for_capable_worker") end },
-  { name = "outbox", type = "hash", parts = {}, whole = nothing, member = owed },
   { name = "tombs", type = "hash", parts = { "..." }, whole = tombs, member = tomb },
   { name = "workers", type = "zset", parts = {}, whole = nothing, member = alive },
   { name = "worker", type = "string", parts = { "" }, whole = worker },
   { name = "tasks", type = "hash", parts = {}, whole = nothing },
+  { name = "quota", type = "hash", parts = { UUID }, whole = quota_check.quota },
+  { name = "quotas", type = "zset", parts = {}, whole = nothing, member = quota_check.on_list },
+  { name = "window", type = "zset", parts = { UUID, "([%x%-]+)" }, whole = quota_check.window, member = quota_check.started },
+  { name = "running", type = "hash", parts = { UUID, "([%x%-]+)" }, whole = quota_check.running, member = quota_check.placed },
+  { name = "refused", type = "zset", parts = { UUID, "([%x%-]+)" }, whole = quota_check.refused, member = quota_check.waits },
+  { name = "subjects", type = "zset", parts = { UUID }, whole = nothing, member = quota_check.subject },
+  { name = "unique", type = "hash", parts = { UUID }, whole = quota_check.unique, costs = 2 },
+  { name = "schedule", type = "hash", parts = { UUID }, whole = kinds.schedule, costs = 2 },
+  { name = "schedule_text", type = "string", parts = { UUID }, whole = kinds.schedule_text },
+  { name = "schedules", type = "zset", parts = {}, whole = nothing, member = kinds.scheduled },
+  { name = "schedule_ids", type = "zset", parts = {}, whole = nothing, member = kinds.scheduled },
 }
+
+for i = 1, #budget_check.ROWS do kinds.LIST[#kinds.LIST + 1] = budget_check.ROWS[i] end
 
 -- By the letters after the partition's key, since each kind begins with others.
 local by_stem

@@ -20,14 +20,15 @@ function names.cut(text, n)
 end
 
 -- Flat, length-prefixed pairs ("<bytes>:<text>" each, ffcore/wire.py), so that any text survives without an
--- escape or a JSON decoder. nil when malformed or out of bounds.
-function names.unpack_pairs(packed)
+-- escape or a JSON decoder. At most TAGS_N of them, or `most`. nil when malformed or out of bounds.
+function names.unpack_pairs(packed, most)
   local flat, at = {}, 1
+  most = 2 * (most or LIMITS.TAGS_N)
   while at <= #packed do
     local colon = string.find(packed, ":", at, true)
     -- Digits alone: tonumber would take "nan", "0x1" and "1e0" as well.
     local n = colon and tonumber(string.match(string.sub(packed, at, colon - 1), "^%d+$"))
-    if not n or colon + n > #packed or #flat >= 2 * LIMITS.TAGS_N then return nil end
+    if not n or colon + n > #packed or #flat >= most then return nil end
     flat[#flat + 1] = string.sub(packed, colon + 1, colon + n)
     at = colon + n + 1
   end

@@ -27,14 +27,21 @@ function order.score(lane, x)
   return order.band(lane, x) * BAND + record.number(x, "turn")
 end
 
+-- The queue of a job within its lane: its capability set, and behind it the admission set it waits in, if any. One
+-- that owes compensations is asked for nothing.
+function order.class(x)
+  if x.adm and not x.pending_outcome then return (x.cap or "-") .. "." .. x.adm end
+  return x.cap or "-"
+end
+
 -- Whether the lane keeps a set per fairness key beside its queues.
 function order.by_tenant(lane) return lane.aged and lane.keyed end
 
-function order.tenant(p, lane, x) return keys.tenant(p, lane.no, x.cap or "-", x.fair or "-") end
+function order.tenant(p, lane, x) return keys.tenant(p, lane.no, order.class(x), x.fair or "-") end
 
 -- Popped turns of an aged lane, id and score in pairs: each goes to the job of its fairness key that has aged most.
 -- Changes `got` in place. A job that gives its turn away takes the turn of the one that goes instead.
-function order.choose(p, lane, cap, got)
+function order.choose(p, lane, class, got)
   local place = {}
   for i = 1, #got, 2 do place[got[i]] = i end
   for i = 1, #got, 2 do
@@ -42,18 +49,18 @@ function order.choose(p, lane, cap, got)
     place[id] = nil   -- from here on it is one of those in line, or goes
     local known = redis.call("HMGET", keys.core(p, id), record.short("state"), record.short("fair"))
     -- A member without a record is what an interrupted repair leaves: it has nothing to give.
-    local best = known[1] and redis.call("ZPOPMIN", keys.tenant(p, lane.no, cap, known[2] or "-"), 1)[1]
+    local best = known[1] and redis.call("ZPOPMIN", keys.tenant(p, lane.no, class, known[2] or "-"), 1)[1]
     if best and best ~= id then
       local later = place[best]
       if later then
         got[i], got[later] = best, id
         place[id] = later
       else
-        local key = keys.queue(p, lane.no, cap)
+        local key = keys.queue(p, lane.no, class)
         -- While the lane is ordered anew the best may still stand in the old order: its turn there is worth nothing.
         local other = redis.call("ZSCORE", key, best) or turn
         redis.call("ZREM", key, best)
-        if lane.moving then redis.call("ZREM", keys.before(p, lane.no, cap), best) end
+        if lane.moving then redis.call("ZREM", keys.before(p, lane.no, class), best) end
         redis.call("ZADD", key, other, id)
         if p.whole then record.load_all(p, id) end   -- it moves, and a walk relies on whoever moves a record to touch it
         redis.call("HSET", keys.core(p, id), record.short("turn"), string.format("%.0f", other % BAND))

@@ -64,6 +64,7 @@ function partition.flush(p)
   end
   if p.flows then flows.flush(p) end
   if p.marks then policy.flush(p) end
+  if p.mail then outbox.flush(p) end
   timers.flush(p)
   if p.event_writes or p.touched then lanes.note(p, "hwm", p.now) end
   events.flush(p)

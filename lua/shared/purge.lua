@@ -48,12 +48,16 @@ end
 -- door; but the feed told of it, and so it is told that it is gone, and whoever awaits it too.
 local function drop(p, x)
   local row = state.TABLE[x.state]
+  if x.unique then admission.free(p, x) end
   if row.queued then queue.leave(p, x)
-  elseif row.leased then timers.unlease(p, x)
+  elseif row.leased then
+    timers.unlease(p, x)
+    admission.settle(p, x)
   else queue.note(p, keys.index(p, x.lane, x.state), x.id, false) end
   if row.timer then timers.clear(p, row.timer, x.id) end
   redis.call("ZREM", keys.held(p), x.id)
   if x.deadline_at then timers.clear(p, "deadline", x.id) end
+  if x.held_bytes then lanes.drop_bytes(p, x) end
   wake.waiters(p, x, "cancelled")
   events.add(p, x, x.state, "cancelled", "unpublished flow=" .. x.flow)
   unlink(p, x)

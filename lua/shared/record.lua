@@ -37,6 +37,8 @@ local SHORT = {
   children = "ch", due = "du",                     -- it has spawned some; not before, once it waits for nothing
   resolving = "rz", reopening = "ro",              -- how far its edges to others are resolved, or reopened by its replay
   unhandled = "uh",                                -- its end is one that nobody handles: it makes the flow's outcome
+  adm = "am", unique = "uq", lane_quota = "lq",    -- its admission set; how it holds a unique key; it holds a place of its lane's quota
+  held_bytes = "hz",                               -- payload bytes it counts for in its lane's backlog
   saga_open = "sg", pending_outcome = "pq", size = "z", more = "x",
 }
 local LONG
@@ -78,7 +80,8 @@ function record.load_all(p, id)
   end
   if x.lease_id then
     x.attempt = x.attempt or "0"
-    x.started_at = x.started_at or x.lease_epoch
+    -- A lease that was given back before anything began (attempt -1) is no start.
+    if x.attempt ~= "-1" then x.started_at = x.started_at or x.lease_epoch end
   end
   return x
 end

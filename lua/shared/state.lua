@@ -6,6 +6,7 @@
 -- guards around it. Every way to end goes through `state.finish`.
 
 local state = {}
+do -- helpers of this file; a chunk holds 200 locals
 
 -- Where a state is indexed and which timer belongs to it. A queued state lives in its queue.
 state.TABLE = {
@@ -64,7 +65,9 @@ local function leave(p, x, to)
   if not legal[from][to] then error("FFBUG no move from " .. from .. " to " .. to) end
   local left = state.TABLE[from]
   if left.queued then queue.leave(p, x)
-  elseif left.leased then timers.unlease(p, x)
+  elseif left.leased then
+    timers.unlease(p, x)
+    if x.adm or x.lane_quota then admission.settle(p, x) end
   else queue.note(p, keys.index(p, x.lane, from), x.id, false) end
   if left.timer then timers.clear(p, left.timer, x.id) end
   if from == "blocked" and x.reason ~= "waiting_for_children" then
@@ -83,6 +86,7 @@ local function enter(p, x, from, to, why)
   elseif entered.leased then timers.lease(p, x)
   else queue.note(p, keys.index(p, x.lane, to), x.id, (entered.timer or entered.outcome) and x.at or p.now) end
   if entered.timer then timers.set(p, entered.timer, x.id, tonumber(x.at)) end
+  if x.unique and (entered.outcome or entered.leased and x.unique == "q") then admission.free(p, x) end
   if x.streams then wake.readers(p, x, to) end
   if x.flow then why = flows.count(p, x, from, to, why) end
   events.add(p, x, from, to, why)
@@ -194,9 +198,9 @@ function state.finish(p, x, outcome, why, name, value, ...)
   if x.state == "suspended" then abandon(p, x) end
   if x.saga_open then
     if not x.pending_outcome then return owe(p, x, outcome, why, name, value, ...) end
-    -- Whatever became of the compensations, the execution ends as it was going to.
+    -- Whatever became of the compensations, the execution ends as it was going to. What it owes is forgotten with the
+    -- move: it says in which queue it stands.
     outcome = x.pending_outcome
-    record.write(p, x, "saga_open", false, "pending_outcome", false)
   end
   for i = 1, #at_end do at_end[i](p, x, outcome) end
   if x.deadline_at then timers.clear(p, "deadline", x.id) end
@@ -207,6 +211,8 @@ function state.finish(p, x, outcome, why, name, value, ...)
   end
   -- An earlier report (a delay, a retry) is not what ended it: sent again, it is told of the end.
   if x.ended_by and x.ended_by ~= "-" and name ~= "ended_by" then record.write(p, x, "ended_by", false) end
-  state.move(p, x, outcome, why, "at", p.now, name, value, ...)
+  state.move(p, x, outcome, why, "saga_open", false, "pending_outcome", false, "at", p.now, name, value, ...)
   retention_due(p, x)
+end
+
 end

@@ -21,12 +21,19 @@ end
 -- A digest stands in the record and in the tombstone: 16 bytes of ours, and never more than twice that.
 function submission.bad_digest(digest) return digest == "" or #digest > LIMITS.DIGEST_BYTES end
 
+-- What an execution must be admitted by: the lines given with it, and the budgets its policy names. Answers what
+-- shared/admission.lua makes of them, nil when there are none; false and what is wrong when they cannot be read.
+function submission.admission(plan, text)
+  if not text and not plan.budgets then return nil end
+  return admission.read(plan, text)
+end
+
 -- What is the same for every execution of a call: names, policy, times. A refusal, or the plan. `a` has the arguments of
 -- ff_create_many but its items.
 function submission.plan(p, a)
   local refusal = check_names(p, a)
   if refusal then return refusal end
-  local plan = { priority = a.priority, due = a.delay_until, deadline = a.execution_deadline_at }
+  local plan = { p = p, priority = a.priority, due = a.delay_until, deadline = a.execution_deadline_at }
   if a.policy then
     local pol = policy.decode(a.policy)
     if not pol then return reply.reject("invalid_policy_json", "an object with the fields of ExecutionPolicy, each within its bounds") end
@@ -44,6 +51,8 @@ function submission.plan(p, a)
     plan.due = plan.due or policy.field(pol, "delay_until")
     plan.signals_n = policy.field(pol, "max_signals_per_execution")
     plan.deadline_ms = policy.field(policy.field(pol, "timeout_policy"), "execution_deadline_ms")
+    plan.budgets = admission.budgets(policy.field(pol, "budget_ids"))
+    if plan.budgets == false then return reply.reject("invalid_policy_json", "budget_ids are at most " .. LIMITS.ADMISSIONS_N .. " ids of budgets") end
     if not plan.deadline and plan.deadline_ms then plan.deadline = p.now + plan.deadline_ms end
   end
   if plan.priority < LIMITS.PRIORITY_MIN or plan.priority > LIMITS.PRIORITY_MAX then return reply.reject("invalid_input", "priority") end
@@ -134,12 +143,13 @@ local function shared_fields(p, a, plan, blocked)
   return set
 end
 
--- Write one execution of a plan. Everything that could be refused has been; `stored`: its payload has been written.
+-- Write one execution of a plan. Everything that could be refused has been; `stored`: its payload has been written;
+-- `admits`: what submission.admission has answered.
 -- The shared fields and this one's stand in one list that the next execution of the call writes over.
 --
 -- A member of a flow is of a plan with `flow`; `member` has what is its own: node (its number), deps, outs, inputs,
 -- label, and `blocked` where it has to wait for others. Answers the word for the state it is in.
-function submission.write(p, a, plan, id, payload, stored, digest, fairness_key, tags, member)
+function submission.write(p, a, plan, id, payload, stored, digest, fairness_key, tags, member, admits)
   local blocked = member and member.blocked
   local set, n
   if blocked then
@@ -152,7 +162,7 @@ function submission.write(p, a, plan, id, payload, stored, digest, fairness_key,
   local x = { id = id, lane = plan.lane.no, cap = plan.cap, priority = plan.priority_text, state = false, turn = false, at = false, fair = false }
   if not stored then redis.call("SET", keys.payload(p, id), payload) end
   local label = member and member.label
-  if #tags > 0 or a.creator_identity ~= "" or plan.policy == "d" or label then
+  if #tags > 0 or a.creator_identity ~= "" or plan.policy == "d" or label or admits then
     local text = {}
     for i = 1, #tags, 2 do
       text[#text + 1] = "t:" .. tags[i]
@@ -161,6 +171,7 @@ function submission.write(p, a, plan, id, payload, stored, digest, fairness_key,
     if a.creator_identity ~= "" then text[#text + 1] = "creator"; text[#text + 1] = a.creator_identity end
     if plan.policy == "d" then text[#text + 1] = "policy"; text[#text + 1] = a.policy end
     if label then text[#text + 1] = "label"; text[#text + 1] = label end
+    if admits then text[#text + 1] = "admission"; text[#text + 1] = admits.text end
     redis.call("HSET", keys.detail(p, id), unpack(text))
     set[n + 1], set[n + 2] = record.short("detail"), "1"
     n = n + 2
@@ -179,6 +190,18 @@ function submission.write(p, a, plan, id, payload, stored, digest, fairness_key,
     if member.deps then set[n + 1], set[n + 2] = record.short("deps"), "1"; n = n + 2 end
     if member.outs then set[n + 1], set[n + 2] = record.short("outs"), "1"; n = n + 2 end
     if member.inputs then set[n + 1], set[n + 2] = record.short("inputs"), member.inputs; n = n + 2 end
+  end
+  if admits then
+    x.adm, x.unique = admits.adm, admits.unique
+    if x.adm then set[n + 1], set[n + 2] = record.short("adm"), x.adm; n = n + 2 end
+    if x.unique then set[n + 1], set[n + 2] = record.short("unique"), x.unique; n = n + 2 end
+    -- Shared fields may have said so already: the same word twice in one HSET is that word.
+    if x.adm or x.unique then set[n + 1], set[n + 2], x.more = record.short("more"), "1", "1"; n = n + 2 end
+  end
+  local held = plan.lane.most and lanes.hold_bytes(p, plan.lane, #payload)
+  if held then
+    set[n + 1], set[n + 2], set[n + 3], set[n + 4] = record.short("held_bytes"), held, record.short("more"), "1"
+    n, x.held_bytes, x.more = n + 4, held, "1"
   end
   if plan.deadline then timers.set(p, "deadline", id, plan.deadline) end
   if blocked then

@@ -5,6 +5,7 @@
 -- has touched it. Where a walk stands is kept in the header, so one that is interrupted goes on.
 
 local walk = {}
+do -- helpers of this file; a chunk holds 200 locals
 
 local WORDS = { "granted", "delayed", "blocked", "suspended", "completed", "failed", "cancelled", "expired", "skipped" }
 
@@ -91,3 +92,5 @@ reap.on("walk", function(p, name, limit)
   if not finished then timers.reap(p, "walk", name, p.now) end
   return done
 end)
+
+end

@@ -157,7 +157,7 @@ def test_a_tick_does_what_is_due(ff: FF, lane: str) -> None:
     execution_id = ff("submit", "t", "--lane", lane, "--delay", "0.001").out.strip()
     ff("engine", "tick")
     assert ff("job", "show", execution_id, "--json").record["state"] == "waiting"
-    assert set(ff("engine", "tick", "--json").record) == {"partitions", "done", "reaped"}
+    assert set(ff("engine", "tick", "--json").record) == {"partitions", "done", "reaped", "fired"}
 
 
 def test_init_repeats_and_refuses_another_count(ff: FF) -> None:

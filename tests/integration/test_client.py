@@ -211,7 +211,7 @@ BAD: list[dict[str, Any]] = [
     {"delay": 1, "at": datetime(2030, 1, 1, tzinfo=UTC)},
     {"priority": 101}, {"lane": "two words"}, {"lane": "{x}"}, {"deadline": 0}, {"tags": {"tenant": "t"}},
     {"tags": {"shop.tenant": "x" * 300}}, {"tags": {"shop.tenant": 5}}, {"requires": "gpu"},
-    {"budget": "b"}, {"quota": "q"},
+    {"budget": "two words"}, {"quota": 7}, {"quota": ["q", "q"]},
     {"unique": "u"}, {"durability": "maybe"}, {"nonsense": 1},
 ]  # fmt: skip
 

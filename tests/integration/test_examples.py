@@ -94,6 +94,17 @@ async def test_the_tests_of_a_users_own_code_pass(env: dict[str, str]) -> None:
     assert "3 passed" in out and "crash points tried: before and after each of" in out
 
 
+async def test_a_nightly_schedule_is_made_once_and_its_nights_have_one_run_each(url: str, env: dict[str, str]) -> None:
+    words = ("examples.nightly_schedule", "plan")
+    assert run(env, *words).startswith("nightly report is made; the next run is at 0")
+    assert run(env, *words).startswith("nightly report is as it was")
+    with program(env, "examples.nightly_schedule", "work"):
+        assert run(env, "examples.nightly_schedule", "now") == "the report of Prague\n"
+        nights = run(env, "examples.nightly_schedule", "missed", "3").splitlines()
+        assert len(nights) == 3 and all(line.endswith("the report of Prague") for line in nights)
+        assert run(env, "examples.nightly_schedule", "missed", "3").splitlines() == nights
+
+
 @contextmanager
 def program(env: dict[str, str], *words: str) -> Iterator[subprocess.Popen[str]]:
     """A program that runs beside the test; killed at the end, if it has not been before."""
@@ -211,3 +222,38 @@ async def test_an_agent_spawns_others_and_waits_without_a_slot(url: str, env: di
     assert run(env, "examples.research").splitlines() == [
         "<why is the sky blue> <the grass green> <the sea salt>", "5 agents, 2 levels below the first",
     ]  # fmt: skip
+
+
+# ---- admission -------------------------------------------------------------------------------------------
+
+
+async def test_two_hundred_handlers_share_one_budget(url: str, env: dict[str, str]) -> None:
+    assert run(env, "examples.one_budget").splitlines() == [
+        "200 jobs, never more than the limit: True", "used 8000 of 10000, reserved 0",
+    ]  # fmt: skip
+
+
+async def test_a_tenant_of_weight_four_gets_four_turns_for_one(env: dict[str, str]) -> None:
+    """With one partition, where turns are exact. The flood was there first: what it had been given stays."""
+    with own_server() as alone:
+        env["FF_URL"] = f"valkey://127.0.0.1:{alone.port}"
+        await (await connect(env["FF_URL"], init=StoreConfig(fp=1))).close()
+        first, then = run(env, "examples.tenants").splitlines()
+    shares = {tenant: int(n) for tenant, n in re.findall(r"(\w+) (\d+)", first)}
+    assert shares["gold"] == 40 and abs(shares["small"] - shares["flood"]) <= 1, first
+    assert then == "then: 560"
+
+
+async def test_the_limits_of_a_model_hold_for_every_key(url: str, env: dict[str, str]) -> None:
+    assert run(env | {"WINDOW_S": "2"}, "examples.llm_limits").splitlines() == [
+        "blue: 12 requests, at most 10 in a window: True", "green: 12 requests, at most 10 in a window: True",
+        "at most 4 at a time: True",
+    ]  # fmt: skip
+
+
+async def test_models_are_trained_where_the_card_is(url: str, env: dict[str, str]) -> None:
+    out = run(env, "examples.gpu_routing").splitlines()
+    assert out[:3] == [
+        "20 models were trained on: new-gpu", "reported by one of the three: True", "tune m0 can run: False",
+    ]  # fmt: skip
+    assert out[3].startswith("no_capable_worker") and "cuda>=13" in out[3]

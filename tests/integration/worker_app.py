@@ -69,6 +69,26 @@ async def step_apart(number: int, ctx: ff.Context) -> int:
 
 
 @app.task(lane="processes", isolation="process")
+def spend_apart(tokens: int, ctx: ff.Context) -> str:
+    said = ctx.sync.spend(tokens=tokens)
+    try:
+        ctx.spend(seconds=1, tokens=1)
+    except ff.InvalidArgument:
+        return f"soft {', '.join(said.soft)}; none has seconds"
+    return ""
+
+
+@app.task(lane="processes", isolation="process")
+async def spend_apart_async(tokens: int, ctx: ff.Context) -> str:
+    said = await ctx.spend(tokens=tokens)
+    try:
+        await ctx.spend(seconds=1, tokens=1)
+    except ff.InvalidArgument:
+        return f"soft {', '.join(said.soft)}; none has seconds"
+    return ""
+
+
+@app.task(lane="processes", isolation="process")
 def count_down(left: int) -> int:
     if left:
         raise ff.ContinueAs(left - 1)

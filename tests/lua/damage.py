@@ -91,6 +91,11 @@ class Stock:
             else:
                 await self.engine.command("HSET", self.key("x", id), SHORT[name], value)
 
+    async def owe(self, row: str, text: str) -> None:
+        """A row of the outbox whose timer was lost."""
+        await self.do("HSET", HEAD, "o{b:0}", 5)
+        await self.do("HSET", f"{HEAD}:outbox", row, text)
+
     async def do(self, *words: Any) -> None:
         await self.engine.command(*words)
 
@@ -303,7 +308,7 @@ DAMAGES = [
     ),
     damage(
         "an effect that is never delivered",
-        lambda s: s.do("HSET", f"{HEAD}:outbox", "r.1.1", "{b:0} k b"),
+        lambda s: s.owe("{b:0}/0/5", "{b:0} k b"),
         "I5 - never delivered",
     ),
     damage("a timer of no effect", lambda s: s.do("ZADD", f"{HEAD}:timers", later(s), "outbox:r.1.1"), "I5 - no row"),

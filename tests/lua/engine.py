@@ -90,7 +90,7 @@ def told(name: str, values: dict[str, Any], partition: PartitionKey = P0, revisi
 
 def lane_told(lane: str = "mail", partition: PartitionKey = P0, **values: Any) -> Any:
     """The same for a lane. Bounds of count and bytes are those of one partition here."""
-    shared = {name: 2 * values[name] for name in ("count", "bytes") if name in values}
+    shared = {name: 2 * values[name] for name in ("count", "bytes", "max_bytes") if name in values}
     return told(f"lane:{lane}", values | shared, partition)
 
 

@@ -18,10 +18,12 @@ Command = Callable[..., Awaitable[Any]]
 PERMANENT = {"ff:config", "ff:secrets", "ff:test:clock"}
 _UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _PARTS = {
-    "id": f"(?P<id>{_UUID})", "lane": r"(?P<lane>\d+)", "cap": "(?P<cap>-|[0-9a-f]{12})", "state": "(?P<state>[a-z]+)",
+    "id": f"(?P<id>{_UUID})", "lane": r"(?P<lane>\d+)", "cap": "(?P<cap>-|[0-9a-f]{12})",
+    "class": r"(?P<class>(?:-|[0-9a-f]{12})(?:\.[0-9a-f]{12})?)", "state": "(?P<state>[a-z]+)",
     "band": r"(?P<band>\d+)", "attempt": r"(?P<attempt>\d+)",
-    "fair": "(?P<fair>-|[0-9a-f]{12})",
+    "fair": "(?P<fair>-|[0-9a-f]{12})", "key": "(?P<key>-|[0-9a-f]{20})",
     "string.sub(id, -3)": "(?P<bucket>[0-9a-f]{3})", "redis.sha1hex(id)": "[0-9a-f]{40}",
+    'string.gsub(from, "[{}:]", "")': "[a-z]+[0-9]+",
 }  # fmt: skip
 
 
@@ -51,8 +53,11 @@ def key_patterns() -> dict[str, re.Pattern[str]]:
 def key_samples() -> dict[str, str]:
     """One key of each kind."""
     uuid = "00000000-0000-8000-8000-000000000abc"
-    known = {"id": uuid, "lane": "1", "cap": "-", "state": "ready", "band": "100", "fair": "-", "attempt": "0",
-             "string.sub(id, -3)": "abc", "redis.sha1hex(id)": "0" * 40}  # fmt: skip
+    known = {
+        "id": uuid, "lane": "1", "cap": "-", "class": "-.0123456789ab", "state": "ready", "band": "100", "fair": "-",
+        "key": "-", "attempt": "0", "string.sub(id, -3)": "abc", "redis.sha1hex(id)": "0" * 40,
+        'string.gsub(from, "[{}:]", "")': "fp1",
+    }  # fmt: skip
     return {name: "ff:{fp:0}" + _joined(parts, known, str) for name, parts in _key_parts().items()}
 
 

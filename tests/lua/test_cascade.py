@@ -28,10 +28,10 @@ async def cancel_flow(engine: Engine, flow: Any, policy: Any) -> Any:
 
 @pytest.mark.parametrize("policy", [ALL, PENDING, ALONE])
 async def test_a_cancel_does_what_its_policy_says(engine: Engine, policy: str) -> None:
-    # running; waits for it; ready; delayed after an attempt; suspended is like it
+    # running; waits for it; ready and begun; delayed after an attempt; suspended is like it
     flow, ids = await graph(engine, "", "1s", "", "")
     jobs = {job.execution_id: job for job in await engine.claim(100)}
-    await engine.call(unclaim(jobs[ids[2]], "refused"))
+    await engine.call(unclaim(jobs[ids[2]]))
     await engine.call(delay(jobs[ids[3]], engine.now + 1_000))
     fresh = engine.new_id()
     await engine.call(spawning(jobs[ids[0]], fresh, flow))

@@ -113,7 +113,7 @@ async def test_the_order_of_tokens_makes_no_other_set(engine: Engine) -> None:
 
     for tokens in (["b", "a"], ["a", "b"]):
         row = ["default", "mail", "send", 1, "", 0, "", b"=" + msgspec.json.encode({"routing_requirements": {
-            "required_capabilities": tokens}}), "", "", 1, engine.new_id(), b"d" * 16, b"", "", ""]  # fmt: skip
+            "required_capabilities": tokens}}), "", "", 1, engine.new_id(), b"d" * 16, b"", "", "", ""]  # fmt: skip
         await engine.raw("ff_create_many", P0, *row)
     assert list(await sets_of(engine)) == ["a,b"]
 

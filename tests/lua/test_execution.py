@@ -143,7 +143,7 @@ async def test_tags_that_cannot_be_unpacked_are_refused(engine: Engine, packed: 
 
 def many(id: str, payload: bytes = b"", tags: bytes = b"", key: bytes = b"") -> list[Any]:
     """The words of an ff_create_many of one row."""
-    return ["default", "mail", "send", 1, "", 0, "", "", "", "", 1, id, b"d" * 16, payload, key, tags]
+    return ["default", "mail", "send", 1, "", 0, "", "", "", "", 1, id, b"d" * 16, payload, key, tags, ""]
 
 
 @pytest.mark.parametrize("key", ["tenant", "Shop.tenant", "shop.", ".x", "shop.a b", "x." + "y" * 130])

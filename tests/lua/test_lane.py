@@ -8,7 +8,7 @@ import pytest
 
 import ffcore.contracts as c
 from ffcore import limits
-from tests.lua.engine import P0, START_MS, Engine, lane_told
+from tests.lua.engine import P0, START_MS, Engine, lane_told, told
 from tests.lua.test_bells import channels, parked_workers
 from tests.lua.test_claim import needs
 
@@ -63,6 +63,89 @@ async def test_settings_of_a_new_lane_count_against_the_bound(engine: Engine) ->
     await engine.command("HSET", f"ff:{P0}:lanes", *table)
     assert await engine.refused("too_many_names", state_of("paused", "new")) == "4096 lanes are in use"
     await engine.command("HDEL", f"ff:{P0}:lanes", *table[::2])
+
+
+async def test_a_lane_that_is_full_takes_no_more_and_says_when_to_ask_again(engine: Engine) -> None:
+    """Jobs in line are what is ready, delayed or blocked; what runs has left the line."""
+    await engine.submit()
+    await engine.call(lane_told(max_count=6))   # three in this partition, as there are two
+    await engine.submit(delay_until=START_MS + 10_000)
+    await engine.submit()
+    said = await engine.refused("lane_full", engine.creation())
+    assert said == str(limits.FULL_RETRY_MS)
+    assert isinstance(await engine.call(engine.creation(lane_id="other")), c.Created)
+    (job,) = await engine.claim()
+    await engine.submit()
+    await engine.refused("lane_full", engine.creation())
+    await engine.complete(job)
+    await engine.refused("lane_full", engine.creation())
+    await engine.call(lane_told(max_count=0))
+    await engine.submit()
+
+
+async def test_what_exists_is_answered_also_by_a_full_lane(engine: Engine) -> None:
+    known = engine.creation()
+    await engine.call(known)
+    await engine.call(lane_told(max_count=2))
+    assert isinstance(await engine.call(known), c.Duplicate)
+
+
+async def test_jobs_that_require_something_stand_in_line_too(engine: Engine) -> None:
+    await engine.submit(policy=needs("gpu"))
+    await engine.call(lane_told(max_count=2))
+    await engine.refused("lane_full", engine.creation())
+    await engine.call(lane_told(max_count=2, aged_s=60))
+    await engine.refused("lane_full", engine.creation(policy=needs("gpu")))
+
+
+async def test_a_lane_holds_so_many_bytes_of_jobs_that_have_not_ended(engine: Engine) -> None:
+    await engine.submit(input_payload=b"x" * 500)   # before there was a limit: it is not counted
+    await engine.call(lane_told(max_bytes=200))     # told times two, as there are two partitions
+    first = await engine.submit(input_payload=b"x" * 150)
+    await engine.refused("lane_full", engine.creation(input_payload=b"x" * 51))
+    await engine.submit(input_payload=b"x" * 50)
+    await engine.refused("lane_full", engine.creation(input_payload=b"x"))
+    await engine.submit(input_payload=b"")
+    assert (await engine.read(first)).fields["held_bytes"] == "150"
+    jobs = await engine.claim(2)
+    await engine.refused("lane_full", engine.creation(input_payload=b"x"))
+    for job in jobs:
+        await engine.complete(job)
+    assert "held_bytes" not in (await engine.read(first)).fields
+    await engine.submit(input_payload=b"x" * 150)
+    await engine.refused("lane_full", engine.creation(input_payload=b"x"))
+
+
+async def test_a_count_of_held_bytes_that_is_wrong_is_found_and_put_right(engine: Engine) -> None:
+    await engine.submit()
+    await engine.call(lane_told(max_bytes=1_000))
+    await engine.submit(input_payload=b"x" * 40)
+    await engine.submit(input_payload=b"x" * 30, delay_until=START_MS + 10_000)
+    await engine.running(input_payload=b"x" * 20, priority=9)
+    assert await engine.violations() == []
+    await engine.command("HSET", f"ff:{P0}", "z1", 7)
+    (said,) = await engine.violations()
+    assert "lane 1 counts 7 bytes held, there are 90" in said
+    await engine.call(c.RepairArgs(partition=P0, object=" held 1", invariant="I6"))
+    assert await engine.violations() == []
+
+
+async def test_a_lane_that_holds_nothing_takes_one_job_however_large(engine: Engine) -> None:
+    await engine.submit(lane_id="mail")
+    await engine.complete((await engine.claim())[0])
+    await engine.call(lane_told(max_bytes=10))
+    await engine.submit(input_payload=b"x" * 100)
+    await engine.refused("lane_full", engine.creation(input_payload=b"x"))
+
+
+async def test_a_lane_with_limits_or_weights_is_not_forgotten(engine: Engine) -> None:
+    await engine.call(lane_told("small", max_count=1))
+    await engine.submit(lane_id="plain")
+    await engine.call(told("weights:plain", {"t1": 2}))
+    await engine.complete((await engine.claim(lanes=["plain"]))[0])
+    await engine.pass_time(limits.RETENTION_AGE_MS // 100)
+    lanes = (await engine.call(c.ListLanesArgs(partition=P0))).lanes
+    assert [lane.lane_id for lane in lanes] == ["plain", "small"]
 
 
 async def test_lanes_are_listed_by_name_in_pages(engine: Engine) -> None:

@@ -12,9 +12,11 @@ import ffcore.contracts as c
 from tests.lua.edges import applying, grown, staging
 from tests.lua.engine import P0, TTL, Engine, cancel, completion, delay, failure, retries, unclaim
 from tests.lua.graphs import chunk, chunks, row, spawning
+from tests.lua.test_admission_queues import PAYS, refusal
 from tests.lua.test_block import block
 from tests.lua.test_claim import finishing
 from tests.lua.test_grant import claim, issue, reclaim, reissue, resume
+from tests.lua.test_schedule import DUE, firing, new_schedule, putting, scheduled, trigger
 
 Prepare = Callable[[Engine], Awaitable[Any]]
 """Makes what is needed; answers the call to be made twice."""
@@ -112,6 +114,11 @@ async def reclaim_granted(engine: Engine) -> Any:
     return reclaim(id)
 
 
+async def refuse(engine: Engine) -> Any:
+    job = await engine.running(admission=PAYS)
+    return c.RefuseManyArgs(partition=P0, items=[refusal(job)])
+
+
 # ---- flows
 
 
@@ -152,10 +159,38 @@ async def spawn(engine: Engine) -> Any:
     return spawning(await engine.running(), engine.new_id(), engine.new_id())
 
 
+async def put_schedule(engine: Engine) -> Any:
+    return putting(engine, new_schedule(engine))
+
+
+async def fire_schedule(engine: Engine) -> Any:
+    id = await scheduled(engine)
+    return c.FireSchedulesArgs(partition=P0, items=[firing(id, DUE, DUE + 1)])
+
+
+async def run_schedule(engine: Engine) -> Any:
+    return trigger(engine, await scheduled(engine))
+
+
+async def pause_schedule(engine: Engine) -> Any:
+    return c.PauseScheduleArgs(schedule_id=await scheduled(engine))
+
+
+async def resume_schedule(engine: Engine) -> Any:
+    id = await scheduled(engine, paused=True)
+    return c.ResumeScheduleArgs(schedule_id=id, due_ms=DUE, at_ms=DUE, expected_revision=1)
+
+
+async def remove_schedule(engine: Engine) -> Any:
+    return c.RemoveScheduleArgs(schedule_id=await scheduled(engine))
+
+
 CALLS: tuple[Prepare, ...] = (
     create, create_many, create_purged, claim_batch, complete, complete_many, fail, fail_for_good, put_off, hand_back,
+    refuse,
     cancel_waiting, cancel_running, block_ready, grant, claim_granted, claim_resumed, reclaim_grant, reclaim_granted,
     create_flow, add_member, apply_edge, set_policy, submit_flow, submit_chunk, cancel_flow, spawn,
+    put_schedule, fire_schedule, run_schedule, pause_schedule, resume_schedule, remove_schedule,
 )  # fmt: skip
 
 

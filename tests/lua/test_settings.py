@@ -12,7 +12,11 @@ from ffcore.settings import REGISTRY, applying, catching_up
 from ffcore.wire import pack_pairs
 from tests.lua.engine import P0, P1, START_MS, W0, Engine, lane_told, told
 
-DEFAULTS = {"aged_s": "0", "age_ms": str(limits.RETENTION_AGE_MS), "bytes": "0", "count": "0", "state": "active"}
+DEFAULTS = {
+    "aged_s": "0", "age_ms": str(limits.RETENTION_AGE_MS), "bytes": "0", "count": "0", "max_bytes": "0",
+    "max_count": "0", "quota": "", "state": "active",
+}  # fmt: skip
+QUOTA = "{q:0}:00000000-0000-8000-8000-000000000001"
 
 
 def put(name: str = "lane:mail", expected: int | None = None, **changes: Any) -> c.PutSettingsArgs:
@@ -70,11 +74,11 @@ async def test_records_are_listed_by_revision(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
-        ("mail", {}, "name is lane:<name> or store"),
-        ("lane:", {}, "name is lane:<name> or store"),
-        ("lane:a b", {}, "name is lane:<name> or store"),
-        ("lane:#1", {}, "name is lane:<name> or store"),
-        ("lane:" + "x" * 129, {}, "name is lane:<name> or store"),
+        ("mail", {}, "name is lane:<name>, weights:<name> or store"),
+        ("lane:", {}, "name is lane:<name>, weights:<name> or store"),
+        ("lane:a b", {}, "name is lane:<name>, weights:<name> or store"),
+        ("lane:#1", {}, "name is lane:<name>, weights:<name> or store"),
+        ("lane:" + "x" * 129, {}, "name is lane:<name>, weights:<name> or store"),
         ("lane:mail", {"state": "asleep"}, "state"),
         ("lane:mail", {"aged_s": -1}, f"aged_s is a whole number up to {limits.AGED_MAX_S}"),
         ("lane:mail", {"aged_s": limits.AGED_MAX_S + 1}, f"aged_s is a whole number up to {limits.AGED_MAX_S}"),
@@ -82,6 +86,17 @@ async def test_records_are_listed_by_revision(engine: Engine) -> None:
         ("lane:mail", {"count": "many"}, "count is a whole number up to 9007199254740991"),
         ("lane:mail", {"bytes": 2**53}, "bytes is a whole number up to 9007199254740991"),
         ("lane:mail", {"gate_pct": 1}, "gate_pct is not a setting"),
+        ("lane:mail", {"max_count": -1}, "max_count is a whole number up to 9007199254740991"),
+        ("lane:mail", {"quota": "api"}, "quota"),
+        ("lane:mail", {"quota": "{b:0}:00000000-0000-8000-8000-000000000001"}, "quota"),
+        ("weights:a b", {"t1": 1}, "name is lane:<name>, weights:<name> or store"),
+        ("weights:mail", {"t1": "x"}, "a weight is a number from 0.01 to 100"),
+        ("weights:mail", {"t1": "1e1"}, "a weight is a number from 0.01 to 100"),
+        ("weights:mail", {"t1": 101}, "a weight is a number from 0.01 to 100"),
+        ("weights:mail", {"t1": "0.009"}, "a weight is a number from 0.01 to 100"),
+        ("weights:mail", {"": 2}, "a fairness key is text of 1 to 512 bytes"),
+        ("weights:mail", {"k" * 513: 2}, "a fairness key is text of 1 to 512 bytes"),
+        ("weights:mail", {f"t{n}": 2 for n in range(1_001)}, "at most 1000 keys of a lane have weights"),
         ("store", {"gate_pct": 101}, "gate_pct is a whole number up to 100"),
         ("store", {"state": "paused"}, "state is not a setting"),
     ],
@@ -159,3 +174,61 @@ async def test_a_lane_beyond_the_bound_of_a_partition_is_refused_there(engine: E
     await engine.refused("too_many_names", lane_told("new", state="paused"))
     await engine.call(lane_told("new"))
     await engine.command("HDEL", f"ff:{P0}:lanes", *table[::2])
+
+
+async def test_weights_are_a_record_of_the_keys_that_do_not_weigh_one(engine: Engine) -> None:
+    first = await engine.call(put("weights:mail", t2="2.50", t1="0.01", t3="1"))
+    assert (first.revision, first.values) == (1, {"t1": "0.01", "t2": "2.5"})
+    assert not (await engine.call(put("weights:mail", t2="2.5"))).changed, "what is not named stays"
+    second = await engine.call(put("weights:mail", t1="1.0", t4="100"))
+    assert (second.revision, second.values) == (2, {"t2": "2.5", "t4": "100"})
+    (row,) = (await listed(engine, name="weights:mail")).records
+    assert row.values == second.values
+    assert (await engine.call(put("weights:mail", t2="", t4=1))).values == {}
+
+
+async def test_a_partition_has_the_weights_it_was_told_last_and_no_others(engine: Engine) -> None:
+    key = f"ff:{P0}:weights:1"
+    first = await engine.call(put("weights:mail", t1=2, t2="0.5"))
+    second = await engine.call(put("weights:mail", t1=1, t3=4))
+    assert await engine.call(applying(first, P0, since=0)) == c.SettingsApplied(True, 1)
+    assert await engine.command("HLEN", key) == 2
+    assert await engine.call(applying(second, P0)) == c.SettingsApplied(True, 2)
+    assert await engine.call(applying(first, P0)) == c.SettingsApplied(False, 2)
+    assert sorted(await engine.command("HVALS", key)) == [b"0.5", b"4"]
+    none = await engine.call(put("weights:mail", t2=1, t3=1))
+    await engine.call(applying(none, P0))
+    assert await engine.command("EXISTS", key) == 0
+    await engine.call(applying(await engine.call(put("lane:other", state="paused")), P1))
+    assert await engine.call(applying(await engine.call(put("weights:new", t1=1)), P1, since=0)) == c.SettingsApplied(
+        False, 5
+    ), "of a lane nobody uses here there is nothing to say"
+
+
+async def test_records_of_weights_that_say_nothing_make_room(engine: Engine) -> None:
+    await engine.call(put("weights:old", t1=2))
+    await engine.call(put("weights:old", t1=1))
+    rows = [word for n in range(limits.LANES_N - 1) for word in (f"lane:l{n}", f"{n + 10} 0 5:state6:paused")]
+    for at in range(0, len(rows), 2_000):
+        await engine.command("HSET", f"ff:{W0}:settings", *rows[at : at + 2_000])
+    await engine.call(put("lane:new", state="paused"))
+    await engine.refused("too_many_names", put("lane:newer", state="paused"))
+    assert (await listed(engine, name="weights:old")).records == []
+
+
+async def test_a_page_of_large_records_ends_before_its_answer_is_too_large(engine: Engine) -> None:
+    weights = {f"{n:03}" + "k" * 500: 2 for n in range(1_000)}
+    for lane in ("a", "b", "c"):
+        await engine.call(put(f"weights:{lane}", **weights))
+    page = await listed(engine)
+    assert [row.name for row in page.records] == ["weights:a", "weights:b"]
+    assert [row.name for row in (await listed(engine, after=2)).records] == ["weights:c"]
+
+
+async def test_a_lane_is_told_its_quota_and_forgets_it(engine: Engine) -> None:
+    await engine.submit()
+    await engine.call(lane_told(quota=QUOTA))
+    id = await engine.submit()
+    assert (await engine.call(c.ExplainArgs(execution_id=id))).lane_quota == QUOTA
+    await engine.call(lane_told(quota=""))
+    assert (await engine.call(c.ExplainArgs(execution_id=id))).lane_quota == ""

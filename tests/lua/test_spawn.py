@@ -259,6 +259,15 @@ async def test_nobody_is_its_own_child(engine: Engine) -> None:
     await refused(engine, "invalid_input", spawning(job, job.execution_id, engine.new_id()))
 
 
+async def test_a_lane_that_is_full_takes_no_child(engine: Engine) -> None:
+    job = await engine.running()
+    args = spawning(job, engine.new_id(), engine.new_id())
+    await engine.submit()
+    await engine.call(lane_told(max_count=2))   # one in each of two partitions
+    assert await refused(engine, "lane_full", args) == str(limits.FULL_RETRY_MS)
+    await engine.call(lane_told(max_count=0))
+
+
 async def test_a_lane_that_is_closed_and_names_beyond_the_bound_are_refused(engine: Engine) -> None:
     job = await engine.running()
     args = spawning(job, engine.new_id(), engine.new_id())

@@ -133,6 +133,14 @@ async def test_a_chunk_brings_so_many_edges_and_a_flow_so_many_bytes(engine: Eng
     await engine.command("HSET", f"ff:{P0}:flow:{uuid(flow)}", "z", 20)
 
 
+async def test_a_lane_that_is_full_takes_no_graph_that_is_larger_than_its_room(engine: Engine) -> None:
+    await engine.call(lane_told(max_count=4))   # two in each of two partitions
+    nodes = [row(engine.new_id()), row(engine.new_id(), "1s"), row(engine.new_id(), "2s")]
+    assert await refused(engine, "lane_full", chunk(engine.new_id(), nodes)) == str(limits.FULL_RETRY_MS)
+    assert isinstance(await engine.call(chunk(engine.new_id(), nodes[:2])), c.FlowSubmitted)
+    await engine.call(lane_told(max_count=0))
+
+
 async def test_plans_are_refused_as_a_create_is(engine: Engine) -> None:
     args = chunk(engine.new_id(), [row(engine.new_id())])
     await engine.call(lane_told("post", state="disabled"))

@@ -45,14 +45,53 @@ async def test_workers_come_in_pages(engine: Engine) -> None:
     assert await engine.refused("invalid_input", c.ListWorkersArgs(partition=W0), limit=1_001) == "limit"
 
 
-async def test_the_dead_are_forgotten_in_time(engine: Engine) -> None:
-    await engine.call(register("dead", 1_000))
+async def dead(engine: Engine) -> list[tuple[str, int, int]]:
+    page = await engine.call(c.ListWorkersArgs(partition=W0, dead=True))
+    return [(w.worker_instance_id, w.seen_at, w.alive_until) for w in page.items]
+
+
+async def test_the_dead_are_listed_with_their_last_sign_of_life(engine: Engine) -> None:
     await engine.call(register("alive", 10**6))
-    for _ in range(4):
+    await engine.call(register("gone", 1_000))
+    await engine.call(register("left", 1_000))
+    await engine.advance(500)
+    await engine.call(register("gone", 1_000))
+    await engine.call(register("left", 0))
+    assert await dead(engine) == []
+    await engine.advance(1_000)
+    assert await names(engine) == ["alive", "gone"], "its time ends with this millisecond"
+    await engine.advance(1)
+    assert await dead(engine) == [("gone", START_MS + 500, START_MS + 1_500)]
+    assert await names(engine) == ["alive"]
+    await engine.call(register("gone", 1_000))
+    assert (await dead(engine), await names(engine)) == ([], ["alive", "gone"])
+
+
+async def test_the_dead_are_forgotten_after_an_hour(engine: Engine) -> None:
+    await engine.call(register("dead", 1_000))
+    await engine.call(register("alive", 10**7))
+    for _ in range(60):
+        await engine.advance(limits.WAITER_MS)
+        await engine.tick(W0)
+    assert [name for name, *_ in await dead(engine)] == ["dead"]
+    for _ in range(2):
         await engine.advance(limits.WAITER_MS)
         await engine.tick(W0)
     assert await engine.command("ZCARD", f"ff:{W0}:workers") == 1
     assert len(await engine.command("KEYS", "*:worker:*")) == 1
+
+
+async def test_of_too_many_dead_the_longest_dead_go(engine: Engine) -> None:
+    for n in range(limits.DEAD_WORKERS_N + 150):
+        await engine.call(register(f"w{n:04}", 1_000 + n))
+    await engine.call(register("alive", 10**7))
+    await engine.advance(limits.WAITER_MS)
+    await engine.tick(W0)
+    await engine.tick(W0)
+    assert await engine.command("ZCARD", f"ff:{W0}:workers") == limits.DEAD_WORKERS_N + 1
+    page = await engine.call(c.ListWorkersArgs(partition=W0, dead=True, limit=1))
+    assert page.items[0].worker_instance_id == "w0150"
+    assert await names(engine) == ["alive"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """`make mutants`: break the Lua on purpose, many ways, and see that every break is noticed.
 
-    python -m tests.mutants [--only WORD] [--all] [--list]
+    python -m tests.mutants [--only WORD] [--all] [--sample N] [--list]
 
 Prints one line per mutant as it is judged and a table at the end; exit status 1 if one survived or a patch has drifted.
 """
@@ -8,11 +8,13 @@ Prints one line per mutant as it is judged and a table at the end; exit status 1
 from __future__ import annotations
 
 import argparse
+import hashlib
 import signal
 import sys
 import time
 from collections import Counter
 
+from ffbackend_valkey.library import assemble
 from tests.mutants.mutant import Mutant
 from tests.mutants.named import NAMED
 from tests.mutants.operators import generated
@@ -23,6 +25,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("--only", default="", help="mutants whose id has one of these words in it (comma between)")
     parser.add_argument("--all", action="store_true", help="every mutant the operators can make, not a sample")
+    parser.add_argument("--sample", type=int, default=0, help="so many of them: others with each change of the Lua")
     parser.add_argument("--list", action="store_true", help="say what would be run, and where each one cuts")
     parser.add_argument("--processes", type=int, default=PROCESSES)
     given = parser.parse_args()
@@ -31,6 +34,8 @@ def main() -> int:
     if not chosen:
         print(f"no mutant has {given.only!r} in its id; --list shows them", file=sys.stderr)
         return 1
+    if 0 < given.sample < len(chosen):
+        chosen = sampled(chosen, given.sample)
     if given.list:
         for mutant in chosen:
             print(f"{mutant.invariant:9} {mutant.id}\n          {_cut(mutant)}")
@@ -43,6 +48,13 @@ def main() -> int:
         verdicts.append(verdict)
         print(_line(verdict), flush=True)
     return _summary(verdicts, len(chosen), time.monotonic() - began)
+
+
+def sampled(mutants: list[Mutant], count: int) -> list[Mutant]:
+    """Which ones follows from the library as it stands: the same tree judges the same mutants, the next one others."""
+    sha = assemble().sha
+    ranked = sorted(mutants, key=lambda mutant: hashlib.sha256(f"{sha} {mutant.id}".encode()).digest())
+    return sorted(ranked[:count], key=mutants.index)
 
 
 def _cut(mutant: Mutant) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 EQUIVALENT: dict[str, str] = {
-    "drop_conjunct:claim.lua:lease_from:0cdc":
-        "where a popped job was turned away, less was leased than was wanted: `want > 0` follows from `skips > 0`",
     "drop_conjunct:grant.lua:ff_issue_reclaim_grant:0e5b":
         "only what failed as poisoned has more crashes than its policy allows, and a replay clears them",
     "drop_refusal:submission.lua:submission.plan:6e96":

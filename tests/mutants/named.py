@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant, Patch
 from tests.mutants.mutant import single as _one
+from tests.mutants.named_admission import ADMISSION
 from tests.mutants.named_durable import DURABLE
 from tests.mutants.named_flow import FLOWS
 
@@ -32,7 +33,7 @@ INDEXES = (
     _one("index_score_is_now", "I2", "every index scored by the time of entry",
          "shared/state.lua", "(entered.timer or entered.outcome) and x.at or p.now", "p.now"),
     _one("priority_leaves_queue_alone", "I2", "the record says the new priority, the score the old one",
-         "control.lua", "if state.is_queued(x.state) then queue.enter(p, x) end", "",
+         "control.lua", "queue.leave(p, x)\n        queue.enter(p, x)", "",
          "define {\n  name    = \"ff_change_priority\""),
     _one("priority_bands_swapped", "I2", "the highest priority gets the highest score, and is served last",
          "shared/order.lua", 'LIMITS.PRIORITY_MAX - record.number(x, "priority")',
@@ -40,7 +41,8 @@ INDEXES = (
     _one("popped_and_not_put_back", "I2", "an answer is full: what was popped for it is forgotten",
          "shared/claim.lua", "queue.put_back(", "type("),
     _one("put_back_at_the_front", "I2", "what did not fit is put back without its score",
-         "shared/queue.lua", 'popped_score, x.id)', '0, x.id)', "function queue.put_back"),
+         "shared/queue.lua", 'order.class(x)), popped_score, x.id)', 'order.class(x)), 0, x.id)',
+         "function queue.put_back"),
     _one("held_keeps_what_left", "I3", "an unblock that knows one of the two lists of what is blocked",
          "shared/state.lua", 'redis.call("ZREM", keys.held(p), x.id)', ""),
     _one("unknown_keeps_what_left", "I3", "an unblock that knows the other one only",
@@ -101,7 +103,8 @@ ATTEMPTS = (
     _one("index_not_raised", "I7", "a retry under the number of the attempt before",
          "shared/attempt.lua", "tostring(tonumber(x.attempt) + 1)", "tostring(tonumber(x.attempt))"),
     _one("refusal_uses_up_an_attempt", "I7", "a claim that did not start counts as an attempt",
-         "shared/attempt.lua", 'tostring(record.number(x, "attempt") - 1)', 'tostring(record.number(x, "attempt"))'),
+         "shared/attempt.lua", 'local index = record.number(x, "attempt") - 1',
+         'local index = record.number(x, "attempt")'),
     _one("resumed_is_a_new_attempt", "I7", "every claim counts as an attempt",
          "shared/attempt.lua", 'local resumed = x.next == "resumed"', "local resumed = false"),
     _one("epoch_is_the_time", "I8", "time rises, so the epoch does: not within one millisecond",
@@ -231,7 +234,7 @@ PROMISES = (
     _one("release_lets_nothing_go", "holds", "the hold is gone, what it stopped is not told",
          "hold.lua", 'timers.set(p, "release", "held", p.now)', ""),
     _one("paused_lane_starts_work", "lanes", "a lane's state is asked when it is set, not when it is claimed from",
-         "shared/claim.lua", 'if lane and (lane.state == "active" or lane.state == "draining") then', "if lane then"),
+         "shared/claim.lua", 'room > 0 and (lane.state == "active" or lane.state == "draining") then', "room > 0 then"),
     _one("draining_lane_takes_work", "lanes", "the same for submits",
          "shared/submission.lua", 'if lane and (lane.state == "draining" or lane.state == "disabled") then',
          "if false then"),
@@ -247,4 +250,7 @@ PROMISES = (
          "shared/queue.lua", "wake.ring(p, x.lane, cap)", "", "function queue.enter"),
 )  # fmt: skip
 
-NAMED = RECORD + INDEXES + LEASES + TIMERS + ATTEMPTS + ENDS + FEED_AND_KEYS + CLOCK + PROMISES + DURABLE + FLOWS
+NAMED = (
+    RECORD + INDEXES + LEASES + TIMERS + ATTEMPTS + ENDS + FEED_AND_KEYS + CLOCK + PROMISES + DURABLE + FLOWS
+    + ADMISSION
+)

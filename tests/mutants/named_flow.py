@@ -71,7 +71,7 @@ CASCADES = (
     single("only_the_nearest_cancelled", "cancel", "what only a cancelled one needed runs on",
            "shared/cascade.lua", "and x.deps then", "and x.deps == 0 then"),
     single("flow_cancel_spares_the_begun", "cancel", "cancel_all as if it were cancel_pending",
-           "shared/cascade.lua", '(f.policy == "cancel_all" or not x.lease_id)', "not x.lease_id"),
+           "shared/cascade.lua", '(f.policy == "cancel_all" or not x.started_at)', "not x.started_at"),
     single("cancelled_flow_starts_members", "cancel", "the claim does not look at the flow",
            "shared/claim.lua", "if stopped then return stopped end", ""),
     single("parent_leaves_its_children", "cancel", "a cancelled parent's children run on",

@@ -8,20 +8,28 @@ from ffbackend_valkey.library import Library
 from tests.mutants.killers import Kill, Server
 from tests.mutants.mutant import Mutant
 from tests.simulation import run
-from tests.simulation.run import about_flows
+from tests.simulation.run import about_admission, about_flows
 
-SEEDS = (*range(10), 11, 17)
+SEEDS = (*range(12), 14, 17)
 STEPS = 800
 OF_FLOWS = {"cascade", "dependency", "flow", "flows", "graph", "purge", "retention", "spawn", "submission"}
 """Files whose mutants meet the seeds about flows first."""
+OF_ADMISSION = {
+    "admission", "amounts", "budget", "budgets", "inbox", "outbox", "quota", "quotas", "schedule", "schedules",
+    "spending", "unique", "waiting",
+}  # fmt: skip
+"""The same for admission, of which there are more."""
+MORE = (18, 22, 26)
 
 
 def simulation(server: Server, lib: Library, mutant: Mutant | None) -> Kill | None:
     """Seeded runs with faults at every call; a run ends by draining what is left."""
     calls = 0
     server.loaded = ""  # whoever was here before has left another library
-    flows_first = mutant is not None and Path(mutant.patches[0].file).stem in OF_FLOWS
-    for seed in sorted(SEEDS, key=lambda seed: not about_flows(seed)) if flows_first else SEEDS:
+    file = Path(mutant.patches[0].file).stem if mutant is not None else ""
+    about = about_flows if file in OF_FLOWS else about_admission if file in OF_ADMISSION else None
+    seeds = (*SEEDS, *MORE) if about is about_admission else SEEDS
+    for seed in sorted(seeds, key=lambda seed: not about(seed)) if about is not None else seeds:
         try:
             report = run(seed, STEPS, library=lib, on=server)
         except (TimeoutError, ConnectionError) as hung:

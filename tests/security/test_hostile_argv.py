@@ -124,7 +124,7 @@ async def call(backend: ValkeyBackend, name: str, tags: list[str], argv: list[by
 
 async def begin(backend: ValkeyBackend) -> None:
     """Some executions to act on, in several states."""
-    rows = [raw for id in KNOWN[:4] for raw in (id.encode(), b"d" * 16, b"hello", b"", b"")]
+    rows = [raw for id in KNOWN[:4] for raw in (id.encode(), b"d" * 16, b"hello", b"", b"", b"")]
     signature = [declared.partition(":")[0] for declared in library().signatures["ff_create_many"].args]
     given = {
         "namespace": b"default", "lane_id": b"mail", "execution_kind": b"send", "version": b"1", "priority": b"0",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ffengine import check
 from tests.lua.invariants import field_names
-from tests.simulation import audit_durable, audit_flows
+from tests.simulation import audit_admission, audit_durable, audit_flows
 from tests.simulation.records import QUEUED, Execution, Partition
 from tests.simulation.violation import Violation
 
@@ -25,7 +25,7 @@ _COMPARED = (
     "state", "reason", "lane", "task", "priority", "cap", "fair", "retries", "crashes", "unseen", "hand_backs",
     "replays", "run", "lease_epoch", "lease_id", "created_at", "cancel_until", "grant", "attempt_deadline_at", "waiter",
     "version", "journal", "suspension", "suspend_until", "waitpoints", "paused", "unpinned", "flow", "node", "deps",
-    "outs", "inputs", "children", "due", "unhandled",
+    "outs", "inputs", "children", "due", "unhandled", "adm", "unique", "lane_quota",
 )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def _as_member(x: Execution) -> tuple[object, ...]:
     upstreams = e.grouped or len(e.incoming) > len(e.children())
     return (
         x.flow.uuid if x.flow else None, x.node or None, 1 if upstreams else None, 1 if e.outgoing else None, x.inputs,
-        1 if e.children() else None, x.due, 1 if x.unhandled else None,
+        1 if e.children() else None, x.due, 1 if x.unhandled else None, x.adm, x.unique, x.lane_quota,
     )  # fmt: skip
 
 
@@ -118,6 +118,7 @@ def records(world: World, executions: list[Execution]) -> None:
 def everything(world: World, *, whole: bool) -> None:
     """The records that are there and no others, all timers and leases, the header, the feed since the last look.
     `whole`: also compare what has ended, which nothing but a replay or a purge may change."""
+    audit_admission.everything(world)
     for p in world.model.partitions.values():
         if not p.key.startswith("{fp"):
             continue
@@ -197,6 +198,7 @@ def _check_header(p: Partition, header: dict[str, str]) -> None:
         wanted[f"a{lane.no}"] = sum(1 for uuid in p.leases if p.records[uuid].lane is lane)
         wanted[f"c{lane.no}"] = lane.revision
         wanted[f"y{lane.no}"] = lane.bytes or 0
+        wanted[f"m{lane.no}"] = sum(1 for x in lane.ready.values() if x.adm is not None)
     wrong = {name: header.get(name) for name, value in wanted.items() if int(header.get(name, "0")) != value}
     states = {f"s{lane.no}": lane.state for lane in p.lanes.values()}
     wrong |= {name: header.get(name) for name, word in states.items() if header.get(name, "active") != word}

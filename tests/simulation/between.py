@@ -18,7 +18,44 @@ class Rules(Base):
         x.heard = x.epoch
         self.touched[x.id] = x
 
+    # rules_admission.py
+    def admit(self, x: Execution, text: str | None) -> None:
+        raise NotImplementedError
+
+    def asked(self, x: Execution) -> str | None:
+        raise NotImplementedError
+
+    def popped(self, p: Partition, lane: Lane, caps: list[str], want: int) -> list[Execution]:
+        raise NotImplementedError
+
+    def lane_room(self, p: Partition, lane: Lane, want: int) -> int:
+        raise NotImplementedError
+
+    def takes_place(self, p: Partition, x: Execution) -> None:
+        raise NotImplementedError
+
+    def give_back(self, p: Partition, adm: str) -> None:
+        raise NotImplementedError
+
+    def any_ready(self, p: Partition, lane: Lane, cap: str) -> bool:
+        raise NotImplementedError
+
+    def is_shut(self, p: Partition, x: Execution) -> bool:
+        raise NotImplementedError
+
+    def wake_all(self, p: Partition) -> None:
+        raise NotImplementedError
+
+    def heard_from(self, p: Partition, rows: list[Any]) -> str | None:
+        raise NotImplementedError
+
+    def due_schedules(self, p: Partition) -> list[tuple[str, int, str]]:
+        raise NotImplementedError
+
     # rules_worker.py
+    def unclaim(self, p: Partition, x: Execution, reason: str) -> None:
+        raise NotImplementedError
+
     def check(self, p: Partition, x: Execution | None, fence: str, operation: str | None = None) -> str | None:
         raise NotImplementedError
 

@@ -15,7 +15,8 @@ Pair = tuple[str, str]
 MALFORMED = frozenset({
     "invalid_input", "invalid_tag_key", "invalid_policy_json", "invalid_capabilities", "unsupported_policy",
     "payload_too_large", "too_many_names", "partial_fence_triple", "invalid_grace_ms", "invalid_offset",
-    "cursor_expired", "store_full", "not_initialised", "invalid_frame_type", "invalid_waitpoint_key", "flow_too_large",
+    "cursor_expired", "store_full", "lane_full", "not_initialised", "invalid_frame_type", "invalid_waitpoint_key",
+    "flow_too_large",
 })  # fmt: skip
 """Refusals of input that no part of this program sends, or of a store at one of its limits."""
 FUNCTIONS_NOT_ASKED_FOR: dict[str, str] = {
@@ -35,6 +36,9 @@ OUTCOMES_NOT_ASKED_FOR: dict[Pair, str] = {
     ("ff_apply_dependency_to_child", "execution_not_in_flow"): "both ends of a staged edge are members for good",
     ("ff_resolve_dependency", "satisfied"): "graphs are small: edges are resolved in the call that ends their upstream",
     ("ff_resolve_dependency", "impossible"): "the same",
+    ("ff_create_budget", "invalid_budget_scope"): "nothing in this program makes such a budget",
+    ("ff_create_quota_policy", "invalid_quota_spec"): "the same of quotas",
+    ("ff_change_quota", "invalid_quota_spec"): "the same",
     ("ff_promote_blocked_to_eligible", "promoted"): "what waits for nothing more was made ready when that became so",
 }
 MOVES_NOT_ASKED_FOR: dict[Pair, str] = {

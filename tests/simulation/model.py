@@ -10,6 +10,7 @@ call stand in `rules_*.py`, what a durable execution keeps in `durable.py`.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -26,7 +27,8 @@ UNIT = 16
 
 
 class Say(NamedTuple):
-    """An outcome: its tag, the fields that must have these values, and a hook for what the engine may choose."""
+    """An outcome: its tag ("*": the hook knows), the fields that must have these values, and a hook for what the engine
+    may choose."""
 
     tag: str
     fields: dict[str, Any] = {}
@@ -88,7 +90,8 @@ class Base:
             self.rings.append((f"ff:{p.key}:tick", p.soonest))
         p.fed, p.grace_new, p.soonest = False, False, None
         p.bells, p.notices, p.messages = {}, {}, []
-        p.unflushed.clear()
+        self.flush(p)
+        p.ticking = False
         p.removed.clear()
         p.stale.clear()
         p.reap_noted.clear()
@@ -126,19 +129,21 @@ class Base:
             return lane.turn - UNIT
         turns = lane.turns.setdefault(x.band, {})
         if "-" not in turns:
-            head = self._stored_head(p, lane, x.cap)
+            head = self._stored_head(p, lane, x.klass)
             turns["-"] = lane.turn if head is None else head
         if not x.fair:
             turn = max(lane.turn, turns["-"])
             lane.turn = turn + UNIT
             return turn
-        turn = max(turns["-"], turns.get(x.fair, -1))
-        turns[x.fair] = turn + UNIT
-        return turn
+        finish = max(turns["-"], turns.get(x.fair, -1))
+        weight = lane.weights.get(x.fair, 1)
+        # In steps of 2^-9, so that the engine's doubles are exact.
+        turns[x.fair] = finish + max(1, math.floor(UNIT / weight * 512 + 0.5)) / 512
+        return math.floor(finish)
 
-    def _stored_head(self, p: Partition, lane: Lane, cap: str) -> int | None:
-        places = [y.place for y in lane.ready.values() if y.cap == cap and y.uuid not in p.unflushed]
-        places += [was[2] for was in p.unflushed.values() if was and was[:2] == (lane.no, cap)]
+    def _stored_head(self, p: Partition, lane: Lane, klass: str) -> int | None:
+        places = [y.place for y in lane.ready.values() if y.klass == klass and y.uuid not in p.unflushed]
+        places += [was[2] for was in p.unflushed.values() if was and was[:2] == (lane.no, klass)]
         return min(places)[1] if places else None
 
     def serve(self, lane: Lane, popped: list[Execution]) -> None:
@@ -192,9 +197,10 @@ class Base:
         was = x.state
         if was in QUEUED:
             x.lane.ready.pop(x.uuid, None)
-            p.unflushed.setdefault(x.uuid, (x.lane.no, x.cap, x.place))
+            p.unflushed.setdefault(x.uuid, (x.lane.no, x.klass, x.place))
         elif was == "active":
             p.leases.pop(x.uuid, None)
+            self.lease_ends(p, x)
         elif was == "granted":
             self.timer(p, "grant", x, None)
         elif was == "delayed":
@@ -212,7 +218,8 @@ class Base:
         if to in QUEUED:
             x.lane.ready[x.uuid] = x
             p.unflushed.setdefault(x.uuid, None)
-            self.ring(p, x.lane, x.cap)
+            if x.adm is None or self.enter_class(p, x):
+                self.ring(p, x.lane, x.cap)
         elif to == "active":
             p.leases[x.uuid] = x.at
             self.soon(p, x.at)
@@ -220,11 +227,30 @@ class Base:
             self.timer(p, "grant", x, x.at)
         elif to == "delayed":
             self.timer(p, "delay", x, x.at)
+        if x.unique is not None and (x.terminal or (to == "active" and x.unique == "q")):
+            self.frees_key(p, x)
         if x.streams is not None:
             self.read_of(p, x)
         if x.flow is not None:
             self.member_moved(p, x, was, to)
         self.note(p, f"{x.uuid} {was} {to}")
+
+    def flush(self, p: Partition) -> None:
+        """Changes of queues are written."""
+        p.unflushed.clear()
+        self.write_rings(p)
+
+    def write_rings(self, p: Partition) -> None:
+        raise NotImplementedError
+
+    def enter_class(self, p: Partition, x: Execution) -> bool:
+        raise NotImplementedError
+
+    def lease_ends(self, p: Partition, x: Execution) -> None:
+        raise NotImplementedError
+
+    def frees_key(self, p: Partition, x: Execution) -> None:
+        raise NotImplementedError
 
     def read_of(self, p: Partition, x: Execution) -> None:
         raise NotImplementedError

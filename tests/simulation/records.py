@@ -8,6 +8,7 @@ from ffcore import limits
 from ffcore.policy import ExecutionPolicy
 from tests.simulation.durable import Durable
 from tests.simulation.flows import Edges, Flow
+from tests.simulation.ledger import Budget, Halt, Line, Quota, Unique
 
 NO_POLICY = ExecutionPolicy()
 NO_RETENTION = (limits.RETENTION_AGE_MS, 0, 0)
@@ -20,12 +21,13 @@ class Execution:
     """A record. `at` is the state's own instant: end of the lease, of the delay, of the grant, or when it ended."""
 
     __slots__ = (
-        "at", "attempt", "attempt_deadline", "attempt_id", "cancel_until", "cancelled_by", "cap", "category", "closed",
-        "closed_n", "crashes", "created_at", "d", "deadline_at", "deadline_ms", "digest", "due", "edges",
+        "adm", "at", "attempt", "attempt_deadline", "attempt_id", "cancel_until", "cancelled_by", "cap", "category",
+        "closed", "closed_n", "crashes", "created_at", "d", "deadline_at", "deadline_ms", "digest", "due", "edges",
         "eligible_at", "ended_by", "epoch", "fair", "flow", "grant", "hand_backs", "heard", "id", "inputs", "label",
-        "lane", "lease_id", "left_ms", "log", "namespace", "next", "node", "paused", "payload", "policy", "priority",
-        "reason", "replays", "result", "retries", "run", "size", "state", "streams", "suspend_until", "tags", "task",
-        "turn", "unhandled", "unpinned", "unseen", "uuid", "version", "waiter", "waiters", "worker",
+        "lane", "lane_quota", "lease_id", "left_ms", "lines", "log", "namespace", "next", "node", "paused", "payload",
+        "policy", "priority", "reason", "replays", "result", "retries", "run", "size", "state", "streams",
+        "suspend_until", "tags", "task", "turn", "undo", "unhandled", "unique", "unpinned", "unseen", "uuid",
+        "version", "waiter", "waiters", "worker",
     )  # fmt: skip
 
     def __init__(self, id: str, lane: Lane, task: str, now: int) -> None:
@@ -85,12 +87,26 @@ class Execution:
         self.label = ""
         self.cancelled_by = ""
         """On whose behalf its cancel was asked for first."""
+        self.lines: list[Line] = []
+        """What it must be admitted by."""
+        self.adm: str | None = None
+        """The set of its budgets and quotas."""
+        self.unique: str | None = None
+        """It holds a key until it starts (q) or ends (a)."""
+        self.lane_quota: str | None = None
+        self.undo = False
+        """Its lease ends before it has begun."""
         self.unhandled: str | None = None
         """It failed (f) or was cancelled (c), and nothing in its flow provides for that."""
 
     @property
     def fence(self) -> str:
         return f"{self.lease_id} {self.epoch} {self.attempt_id}"
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether some attempt has; a claim that was refused is none."""
+        return self.attempt not in (None, -1)
 
     @property
     def durable(self) -> bool:
@@ -105,6 +121,11 @@ class Execution:
     @property
     def band(self) -> int:
         return limits.PRIORITY_MAX - self.priority
+
+    @property
+    def klass(self) -> str:
+        """Its queue within the lane."""
+        return self.cap if self.adm is None else f"{self.cap}.{self.adm}"
 
     @property
     def place(self) -> tuple[int, int, str]:
@@ -132,7 +153,11 @@ class Lane:
         self.passed: dict[str, tuple[int, str]] = {}
         """By outcome: up to here there are only members of flows."""
         self.ready: dict[str, Execution] = {}
-        self.turns: dict[int, dict[str, int]] = {}
+        self.quota: str | None = None
+        """Which every job of it takes a place of."""
+        self.weights: dict[str, float] = {}
+        """By fairness key, where it is not one."""
+        self.turns: dict[int, dict[str, float]] = {}
         """By band: the virtual time under ``-`` and each fairness key's finish."""
 
     @property
@@ -170,9 +195,32 @@ class Partition:
         """Kid -> fingerprint of its secret, until when it verifies (of the one that signs: 0)."""
         self.bad_tokens_at = 0
         self.flows: dict[str, Flow] = {}
+        self.outbox: dict[str, tuple[str, str, str]] = {}
+        """Row -> for whom, kind, body."""
+        self.posted: dict[str, int] = {}
+        """The last number given to each target."""
+        self.applied: set[tuple[str, str]] = set()
+        """Source and row of what was delivered here."""
+        self.halts: dict[str, Halt] = {}
+        self.rings: dict[tuple[int, str, bool], dict[str, tuple[int, int]]] = {}
+        """By lane, capability set and whether they are shut: admission sets, by the place of their first job."""
+        self.releases_seen: dict[str, tuple[int, int]] = {}
+        """Of budgets and quotas: the last release heard of, and when."""
+        self.budgets: dict[str, Budget] = {}
+        self.quotas: dict[str, Quota] = {}
+        self.uniques: dict[str, Unique] = {}
+        self.refused_ever: set[tuple[str, str]] = set()
+        """Partitions and admission sets that a quota has refused, or a budget that is gone."""
+        self.schedules: dict[str, Any] = {}
         self.feed: list[str] = []
         """``uuid from to`` of each transition since the last look, and ``o`` for an operator's note."""
         # One call's own:
+        self.ticking = False
+        self.owed: list[tuple[str, str, str, str]] = []
+        """What its answer tells of others: rows that are owed, and wakes."""
+        self.to_wake: dict[str, set[tuple[str, str]]] = {}
+        """Of those who wait for a resource and fit now, one must be woken."""
+        self.ring_pending: list[tuple[Lane, str, bool, str, tuple[int, int]]] = []
         self.grace = 0
         self.grace_new = False
         self.fed = False

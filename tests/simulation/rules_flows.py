@@ -105,7 +105,7 @@ class FlowRules(Rules):
         assert f is not None
         if (x.state, x.reason) != ("blocked", "waiting_for_children") or f.state in UNPUBLISHED:
             return
-        if f.policy not in (None, "flow_only") and not x.lease_id:
+        if f.policy not in (None, "flow_only") and not x.has_begun:
             self.request_cancel(p, x, "flow_cascade")
         elif x.edges.decided == "satisfied":
             self.promote(p, x)
@@ -155,10 +155,10 @@ class FlowRules(Rules):
     def flow_stops(self, p: Partition, x: Execution) -> bool:
         """Whether a member may not start, because its flow was cancelled; it has been taken care of."""
         policy = x.flow.policy if x.flow is not None else None
-        if policy == "cancel_all" or (policy == "cancel_pending" and not x.lease_id):
+        if policy == "cancel_all" or (policy == "cancel_pending" and not x.has_begun):
             self.request_cancel(p, x, "flow_cascade")
             return True
-        if policy == "flow_only" and not x.lease_id:
+        if policy == "flow_only" and not x.has_begun:
             x.reason, x.grant = "paused_by_flow_cancel", None
             self.move(p, x, "blocked")
             return True

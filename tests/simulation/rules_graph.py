@@ -164,7 +164,7 @@ class GraphRules(Rules):
     def _settle_flow(self, p: Partition, f: Flow, _: str) -> None:
         self.look(p, f)
         for member in list(f.members):
-            pending = f.policy == "cancel_pending" and not member.lease_id
+            pending = f.policy == "cancel_pending" and not member.has_begun
             if not member.terminal and (f.policy == "cancel_all" or pending):
                 self.request_cancel(p, member, "flow_cascade")
 

@@ -226,7 +226,9 @@ class MemberRules(Rules):
             lane_id=a.lane_id, execution_kind=a.execution_kind, priority=a.priority, version=a.version,
             namespace=a.namespace, execution_deadline_at=a.execution_deadline_at, delay_until=a.delay_until,
         )  # fmt: skip
-        row = SimpleNamespace(execution_id=a.child_id, digest=a.digest, fairness_key=a.fairness_key)
+        row = SimpleNamespace(
+            execution_id=a.child_id, digest=a.digest, fairness_key=a.fairness_key, admission=a.admission
+        )
         self.create_member(p, given, row, a.input_payload, policy_of(a.policy), None, member, False)
         f.bytes += len(a.input_payload)
         return made[0]
@@ -345,7 +347,7 @@ class MemberRules(Rules):
                 return 1
             if f.alive or f.state == "live":
                 for x in list(f.members):
-                    if not x.terminal and (f.state == "ended" or not x.lease_id):
+                    if not x.terminal and (f.state == "ended" or not x.has_begun):
                         self.request_cancel(p, x, "flow_cascade")
                 self.reap_later(p, f"flow:{uuid}", p.now + limits.RETENTION_MIN_AGE_MS)
                 return len(f.members)

@@ -81,9 +81,10 @@ class OperatorRules(Rules):
             return No("terminal")
         if a.new_priority != x.priority:
             if x.state in QUEUED:
-                p.unflushed.setdefault(x.uuid, (x.lane.no, x.cap, x.place))
-                self.ring(p, x.lane, x.cap)
+                p.unflushed.setdefault(x.uuid, (x.lane.no, x.klass, x.place))
             x.priority = a.new_priority
+            if x.state in QUEUED and (x.adm is None or self.enter_class(p, x)):
+                self.ring(p, x.lane, x.cap)
             self.touched[x.id] = x
             self.note(p, f"{x.uuid} {x.state} {x.state}")
         return Say("changed", {"execution_id": x.id})
@@ -246,13 +247,15 @@ class OperatorRules(Rules):
             return 1
         parked = any(until >= p.now for until in p.park.get((lane.no, "-"), {}).values())
         said = lane.aged is not None or lane.state != "active" or lane.retention != NO_RETENTION or parked
-        if said or any(x.lane is lane for x in p.records.values()):
+        if said or lane.weights or lane.quota or any(x.lane is lane for x in p.records.values()):
             self.reap_later(p, f"idle:{number}", p.now + limits.LANE_IDLE_MS)
             return 1
         del p.lanes[lane.name]
         p.reap.pop(f"lane:{number}", None)
         for key in [key for key in p.park if key[0] == lane.no]:
             del p.park[key]
+        for ring in [ring for ring in p.rings if ring[0] == lane.no]:
+            del p.rings[ring]
         return 1
 
     def reap_later(self, p: Partition, name: str, due: int) -> None:
@@ -296,21 +299,33 @@ class OperatorRules(Rules):
 
     def ticks(self, ps: list[Partition], a: Any) -> Expected:
         share = max(1, a.limit // len(ps))
-        return Say("ticked", {"partitions": [self._tick(p, a, share) for p in ps]})
+        partitions = [self._tick(p, a, share) for p in ps]
+
+        def heard(got: Any) -> str | None:
+            found = (self.heard_from(p, row.owed) for p, row in zip(ps, got.partitions, strict=True))
+            return next((wrong for wrong in found if wrong), None)
+
+        return Say("ticked", {"partitions": partitions}, heard)
 
     def _tick(self, p: Partition, a: Any, limit: int) -> dict[str, Any]:
-        answer = {"partition": p.key, "mine": True, "done": 0, "reaped": 0, "now_ms": p.now, "settings": p.reached}
+        answer: dict[str, Any] = {"partition": p.key, "mine": True, "now_ms": p.now, "settings": p.reached}
+        p.owed = []
         if p.ticker not in (None, a.ticker) and p.ticker_until > p.now and not a.force:
             return answer | {"mine": False, "next_due_ms": p.ticker_until}
         self._steady(p)
-        p.ticker, p.ticker_until, p.fed = a.ticker, 0, True
-        answer["done"] = self.run_due(p, limit)
+        p.ticker, p.ticker_until, p.fed, p.ticking = a.ticker, 0, True, True
+        done = self.run_due(p, limit)
         self.settle(p)
         self.look_at_flows(p)
-        answer["reaped"] = self._run_reap(p, limit)
+        if not p.key.startswith("{fp"):
+            # What budgets and quotas sweep, and when, is left to the engine.
+            p.ticker_until = p.now + limits.TICKER_MS
+            return answer
+        answer |= {"done": done, "reaped": self._run_reap(p, limit), "schedules": self.due_schedules(p)}
         p.ticker_until = p.now + limits.TICKER_MS
         dues = [*p.timers.values(), *p.reap.values()]
         dues += [max(at, p.grace + 1) if p.grace >= p.now else at for at in p.leases.values()]
+        dues += [s.at for s in p.schedules.values() if s.at is not None and s.at > p.now]
         return answer | {"next_due_ms": max(p.now, min([p.ticker_until, *dues]))}
 
     def _steady(self, p: Partition) -> None:
@@ -389,9 +404,6 @@ class OperatorRules(Rules):
     def call_list_tasks(self, p: Partition, a: Any) -> Expected:
         names = a.names or sorted(p.tasks)
         return Say("tasks", {"items": [(name, *p.tasks[name]) for name in names if name in p.tasks]})
-
-    def call_ack_outbox(self, p: Partition, a: Any) -> Expected:
-        return Say("acknowledged", {"count": 0})
 
     def call_noop(self, p: Partition, a: Any) -> Expected:
         return Say("ok")

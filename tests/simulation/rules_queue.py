@@ -46,6 +46,7 @@ class QueueRules(Rules):
         x.policy, x.payload, x.digest = policy, payload, row.digest
         x.tags = dict(tags) if isinstance(tags, dict) else unpacked(tags)
         x.version, x.namespace = a.version, a.namespace
+        self.admit(x, row.admission)
         x.fair = digest_of(row.fairness_key) if row.fairness_key is not None else None
         span = policy.timeout_policy.execution_deadline_ms if policy.timeout_policy else None
         x.deadline_at = a.execution_deadline_at
@@ -144,7 +145,7 @@ class QueueRules(Rules):
                     if p.ticker_until <= p.now:
                         self.run_due(p, limits.CLAIM_TICK_N)
                         self.settle(p)
-                        p.unflushed.clear()
+                        self.flush(p)
                     more, seen = self._lease(p, a, want, jobs, n, slot)
                     again, revision = again or more, max(revision, seen)
         parked = a.park is not None and a.limit > 0 and not jobs and not again
@@ -162,22 +163,25 @@ class QueueRules(Rules):
         first = n % len(a.lanes)
         for name in a.lanes[first:] + a.lanes[:first]:
             lane = p.lanes.get(name)
-            if want <= 0 or lane is None or not lane.starts:
+            room = 0 if lane is None else self.lane_room(p, lane, want)
+            if room <= 0 or lane is None or not lane.starts:
                 continue
             sets = self.served(lane, a.capability_sets)
             shift = n % len(sets) if sets else 0
-            popped = self.line(lane, ["-", *sets[shift:], *sets[:shift]])[:want]
-            self.serve(lane, popped)
-            asked = want
+            popped = self.popped(p, lane, [*sets[shift:], *sets[:shift]], room)
+            asked = room
             for x in popped:
                 if skips >= limits.HOLD_SKIPS_N:
                     again = True
                 elif self.turned_away(p, x):
                     skips += 1
+                    if x.adm is not None:
+                        self.give_back(p, x.adm)
                 else:
                     if p.bells.get((lane.no, x.cap)):
                         p.bells[lane.no, x.cap] -= 1  # made claimable and claimed by one call
                     self.begin(p, x, f"{a.claim_id}.{len(jobs)}", a.lease_ttl_ms, a.worker_instance_id)
+                    self.takes_place(p, x)
                     jobs.append(self._job(p, x))
                     taken.append((x.uuid, x.epoch))
                     want -= 1
@@ -201,6 +205,7 @@ class QueueRules(Rules):
             "cancel_requested": x.cancel_until is not None, "payload": x.payload,
             "tags": [text for pair in sorted(x.tags.items()) for text in pair], "journal": self.head(x),
             "flow": x.flow.uuid if x.flow is not None else "-", "inputs": self.inputs_of(p, x),
+            "admission": self.asked(x),
         }  # fmt: skip
 
     def _park(self, p: Partition, a: Any, on: bool) -> None:
@@ -225,7 +230,7 @@ class QueueRules(Rules):
         items = [self.complete_item(p, row) for row in a.items]
         if p.settling:
             self.settle(p)
-            p.unflushed.clear()
+            self.flush(p)
         return Say("completed_many", {"items": items, "claimed": self.claim_batch([p], a, False)})
 
     def call_pass_bell(self, p: Partition, a: Any) -> Expected:
@@ -233,13 +238,14 @@ class QueueRules(Rules):
             lane = p.lanes.get(name)
             if lane and lane.starts:
                 for cap in ["-", *self.served(lane, a.capability_sets)]:
-                    if any(x.cap == cap for x in lane.ready.values()):
+                    if self.any_ready(p, lane, cap):
                         self.ring(p, lane, cap)
         return Say("passed")
 
     def call_scan_eligible(self, p: Partition, a: Any) -> Expected:
         lane = p.lanes.get(a.lane_id)
-        ready = sorted(lane.ready.values(), key=lambda x: x.place) if lane else []
+        some = [x for x in lane.ready.values() if not self.is_shut(p, x)] if lane else []
+        ready = sorted(some, key=lambda x: x.place)
         return Say("eligible", {"execution_ids": [x.id for x in ready[: a.limit]]})
 
     # ---- grants
@@ -276,17 +282,16 @@ class QueueRules(Rules):
     def call_claim_for_worker(self, p: Partition, a: Any) -> Expected:
         self.run_due(p, limits.CLAIM_TICK_N)
         self.settle(p)
-        p.unflushed.clear()
+        self.flush(p)
         lane = p.lanes.get(a.lane_id)
         if lane is None or not lane.starts:
             return Say("no_work")
         sets = sorted(cap for cap, text in lane.caps.items() if set(text.split(",")) <= a.worker_capabilities)
         shift = p.now % len(sets) if sets else 0
         for _ in range(limits.HOLD_SKIPS_N + 1):
-            popped = self.line(lane, ["-", *sets[shift:], *sets[:shift]])[:1]
+            popped = self.popped(p, lane, [*sets[shift:], *sets[:shift]], 1)
             if not popped:
                 return Say("no_work")
-            self.serve(lane, popped)
             x = popped[0]
             if not self.turned_away(p, x):
                 self._reserve(p, x, a)

@@ -11,7 +11,8 @@ from tests.simulation.records import Lane, Partition
 from tests.simulation.rules_queue import unpacked
 
 DEFAULTS: dict[str, dict[str, str]] = {
-    "lane": {"aged_s": "0", "age_ms": str(limits.RETENTION_AGE_MS), "bytes": "0", "count": "0", "state": "active"},
+    "lane": {"aged_s": "0", "age_ms": str(limits.RETENTION_AGE_MS), "bytes": "0", "count": "0", "max_bytes": "0",
+             "max_count": "0", "quota": "", "state": "active"},
     "store": {"gate_bytes": "0", "gate_pct": str(limits.GATE_PCT)},
 }
 PARTITIONS_N = 2
@@ -66,6 +67,9 @@ class SettingsRules(Rules):
             self.note(p, "o")
             if lane.starts:
                 self.ring(p, lane, "-", limits.HEADS_N)
+        if (lane.quota or "") != values["quota"]:
+            lane.quota = values["quota"] or None
+            self.ring(p, lane, "-", limits.HEADS_N)
         self._order(lane, int(values["aged_s"]) or None)
         share = [-(-int(values[what]) // PARTITIONS_N) for what in ("count", "bytes")]
         retention = (int(values["age_ms"]), *share)

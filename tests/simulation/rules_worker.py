@@ -179,10 +179,10 @@ class WorkerRules(Rules):
         if a.reason not in ("hand_back", "refused", "unknown_task"):
             return No("invalid_input")
         if not self.cancelled_instead(p, x, "unclaim"):
-            self._unclaim(p, x, a.reason)
+            self.unclaim(p, x, a.reason)
         return Say("unclaimed", {"execution_id": a.execution_id, "state": x.state})
 
-    def _unclaim(self, p: Partition, x: Execution, reason: str) -> None:
+    def unclaim(self, p: Partition, x: Execution, reason: str) -> None:
         x.ended_by = "unclaim"
         if reason == "hand_back":
             if x.hand_backs >= limits.HAND_BACKS_N:

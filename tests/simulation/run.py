@@ -13,10 +13,10 @@ import ffcore.contracts as c
 from ffbackend_valkey.library import Library
 from ffcore.args import Args
 from ffcore.wire import pack_pairs
-from tests.simulation import actors, actors_durable, actors_flows
+from tests.simulation import actors, actors_admission, actors_durable, actors_flows, settle
 from tests.simulation.faults import CALL_KINDS, NONE, USUAL, Faults
 from tests.simulation.gates import NAMES, SOURCES, fingerprint_of
-from tests.simulation.scene import DURABLE, FLOWS, LANES, TOKENS, TTL, Scene, sets_for
+from tests.simulation.scene import ADMITTED, DURABLE, FLOWS, LANES, TOKENS, TTL, Scene, sets_for
 from tests.simulation.violation import Violation
 from tests.simulation.wire import Place, dump, fingerprint, place, virtual_library
 from tests.simulation.world import FP, WP, Refusal, Step, World
@@ -67,6 +67,10 @@ def about_flows(seed: int) -> bool:
     return seed % 6 == 5
 
 
+def about_admission(seed: int) -> bool:
+    return seed % 4 == 2
+
+
 class _Actor:
     def __init__(self, name: str, make: Callable[[str, list[str]], actors.Talk], weight: int) -> None:
         self.base, self.make, self.weight = name, make, weight
@@ -108,6 +112,7 @@ class Simulation:
         self.step_n = 0
         self.once: dict[tuple[str, int, str], int] = {}
         """Steps that must not run twice: execution, run, key -> the lease they were begun under."""
+        self.admission = about_admission(seed) and not about_flows(seed)
         self.later: list[tuple[int, _Actor | None, Args[Any]]] = []
         """Calls under way: at which step they arrive, and who waits for the answer."""
         scene = self.scene
@@ -136,6 +141,17 @@ class Simulation:
                 *[_Actor(f"fw{i}", lambda name, inbox: actors_flows.worker(scene, name, inbox), 7) for i in range(2)],
                 _Actor("fo", lambda name, _: actors_flows.operator(scene, name), 2),
             ]
+        elif self.admission:
+            scene.durable = 0.1
+            shares = {"m": 0.9, "d": 0.05, "s": 0.05, "c": 0.1, "w": 0.1, "g": 0.1, "t": 0.3, "o": 0.15, "r": 0.05}
+            self.actors += [
+                *[_Actor(f"mc{i}", lambda name, _: actors_admission.client(scene, name), 5) for i in range(2)],
+                *[_Actor(f"mw{i}", lambda name, told: actors_admission.worker(scene, name, told), 9) for i in range(4)],
+                *[_Actor(f"mp{i}", lambda name, _: actors_admission.postman(scene, name), 3) for i in range(2)],
+                *[_Actor(f"mt{i}", lambda name, _: actors_admission.ticker(scene, name), 4) for i in range(2)],
+                _Actor("mo", lambda name, _: actors_admission.operator(scene, name), 5),
+                _Actor("ms", lambda name, _: actors_admission.scheduler(scene, name), 4),
+            ]
         self.weights = [actor.weight * shares.get(actor.base[0], 1 - share) for actor in self.actors]
         scene.ran = self._ran
         for actor in self.actors:
@@ -151,7 +167,7 @@ class Simulation:
     def _born(self, actor: _Actor) -> None:
         actor.born()
         name = actor.name
-        if actor.base[0] in "wgd" or actor.base[:2] == "fw":
+        if actor.base[0] in "wgd" or actor.base[:2] in ("fw", "mw"):
             self.world.listen([f"ff:{p}:w:{name}" for p in FP])
         elif actor.base[0] == "c" or actor.base[:2] == "fc":
             self.world.listen([f"ff:{p}:c:{name}" for p in FP])
@@ -211,7 +227,7 @@ class Simulation:
         if args is None:
             return
         self._send(actor, args)
-        if (actor.base[0] in "wd" or actor.base[:2] == "fw") and rng.random() < self.faults.pause:
+        if (actor.base[0] in "wd" or actor.base[:2] in ("fw", "mw")) and rng.random() < self.faults.pause:
             self.counts["pause"] += 1
             actor.until_ms = scene.ms + rng.randrange(TTL // 2, 3 * TTL)
 
@@ -322,9 +338,11 @@ class Simulation:
         for p in FP:
             for what in self._ask(c.ListHoldsArgs(partition=p)).items:
                 self._ask(c.ReleaseArgs(partition=p, what=what.what))
-        for lane in [*LANES, DURABLE, FLOWS]:
+        for lane in [*LANES, DURABLE, FLOWS, ADMITTED]:
             self._ask(c.PutSettingsArgs(partition=WP, name=f"lane:{lane}", changes=pack_pairs({"state": "active"})))
         self._tell_settings()
+        if self.admission:
+            settle.quiet(self)
         for calls in self.scene.sent:
             self._apply(c.AbortFlowArgs(flow_id=calls[0].flow_id, digest=calls[0].digest))
         left = self._work_off(40)
@@ -346,6 +364,8 @@ class Simulation:
             left = self._work_off(40)
         if left:
             raise Violation("liveness", f"nothing is blocked any more and these do not come to an end: {left}")
+        if self.admission:
+            settle.no_leaks(self)
 
     def _let_go_on(self, row: c.ListedExecution) -> None:
         """What still waits must say for whom: send it every signal there is, and if that is not enough an operator
@@ -384,7 +404,7 @@ class Simulation:
                     self._ask(c.TickArgs(partitions=[p], ticker="drain", force=True))
                 self.counts["drain"] += 1
                 me: dict[str, Any] = {
-                    "lanes": [*LANES, "rare", DURABLE, FLOWS], "capability_sets": sets_for(frozenset(TOKENS)),
+                    "lanes": [*LANES, "rare", DURABLE, FLOWS, ADMITTED], "capability_sets": sets_for(frozenset(TOKENS)),
                     "limit": 100, "worker_id": "drain", "worker_instance_id": "drain", "lease_ttl_ms": TTL,
                 }  # fmt: skip
                 answer = self._ask(c.ClaimBatchArgs(partitions=[p], claim_id=f"drain.s.{self.counts['drain']}", **me))
@@ -394,6 +414,9 @@ class Simulation:
                     partition=p, claim_id=f"drain.t.{self.counts['drain']}", items=rows, **me))  # fmt: skip
                 if any(item.state == "error" for item in done.items):
                     raise Violation("liveness", f"a good worker was refused: {done.items}")
+            if self.admission:
+                settle.tick(self)
+                settle.post(self)
             left = [row for p in FP for row in self._open(p)]
             if all(row.state in ("blocked", "suspended") for row in left) and not self._expected(left):
                 return left

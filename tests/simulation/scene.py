@@ -29,6 +29,8 @@ LANES = ["a", "b", "c"]
 """And `rare`, which has a job so seldom that it is forgotten in between."""
 DURABLE = "d"
 """The lane of executions whose handler records its steps and waits."""
+ADMITTED = "m"
+"""The lane of executions that budgets and quotas admit."""
 FLOWS = "f"
 """The lane of executions that spawn others."""
 TASKS = ["send", "scan", "sync"]
@@ -86,6 +88,8 @@ class Scene:
         """Of these, those that grow edge by edge."""
         self.sent: list[Any] = []
         """Graphs by their chunks, as they were sent."""
+        self.reserved: list[Any] = []
+        """Rows of reservations, places and refusals that were sent: what late ones are made from."""
         self.waits: list[tuple[int, Any]] = []
         """Until when an execution waits, as it was answered."""
         self.kid = "k1"

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 import ffcore.contracts as c
-from ffcore import limits
+from ffcore import ids, limits
 from ffcore.args import Args
 from ffcore.policy import ExecutionPolicy, FixedBackoff, RetryPolicy, RoutingRequirements, TimeoutPolicy
 from tests.simulation.gates import digest, fingerprint_of
 from tests.simulation.scene import TTL, sets_for
 from tests.simulation.wire import Place, place, virtual_library
-from tests.simulation.world import FP, START_MS, Refusal, Step, World
+from tests.simulation.world import BP, FP, QP, START_MS, Refusal, Step, World
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -364,3 +364,56 @@ def test_who_is_skipped_by_the_publishing_tells_who_depends_on_him(trace: Trace)
         nodes=[c.NodeRow(last, 1, b"d" * 16, b"p", None, None, None, "A", "2s")],
     ))  # fmt: skip
     assert (state_of(trace, two), state_of(trace, last)) == ("skipped", "skipped")
+
+
+# ---- admission -------------------------------------------------------------------------------------------
+
+BUDGET: Any = f"{BP}:{ids.uuid8(b'budget')}"
+KEY: Any = f"{QP}:{ids.uuid8(b'key')}"
+
+
+def bring(trace: Trace, source: Any, rows: list[Any]) -> None:
+    """Letters and the wakes that answer them, to whom they are for."""
+    for row in rows:
+        letter = c.Letter(getattr(row, "row", ""), row.kind, row.body)
+        answer = trace(c.DeliverArgs(partition=row.target, source=source, items=[letter]))
+        bring(trace, row.target, answer.wakes)
+
+
+def asked_after(trace: Trace) -> None:
+    """A minute passes, and whoever is silent is asked whether he holds what he took."""
+    got = trace(c.TickArgs(partitions=[BP, QP], ticker="t1", force=True), limits.RESERVATION_MS + 1)
+    for row in got.partitions:
+        bring(trace, row.partition, row.owed)
+
+
+def test_a_budget_is_reset_in_time_whatever_looked_at_it_before(trace: Trace) -> None:
+    """A reservation's timer of the same tick began the period, and the reset's own one cleared the next."""
+    id = trace.create("m", admission=f"b {BUDGET} hold units=1")
+    trace(c.CreateBudgetArgs(
+        budget_id=BUDGET, scope_type="lane", scope_id="m", enforcement_mode="record", on_hard_limit="hold",
+        on_soft_limit="warn", reset_interval_ms=4_000, dimensions=["units"], hard_limits=[5], soft_limits=[0],
+    ))  # fmt: skip
+    (job,) = trace.claim("m").jobs
+    row = c.ReserveRow(BUDGET, id, job.lease_epoch, job.lease_expires_at, FP[0], "", "units=1")  # type: ignore[arg-type]
+    trace(c.ReserveManyArgs(partition=BP, items=[row]))
+    asked_after(trace)
+
+
+def test_a_key_is_not_held_by_a_job_that_ended_before(trace: Trace) -> None:
+    """Its client died after the answer that there was such a job, before it gave the key back."""
+    id = trace.create("a")
+    trace(cancelling(id))
+    trace(c.TakeUniqueArgs(unique_id=KEY, execution_id=id, scope="active"))
+    asked_after(trace)
+    assert isinstance(trace(c.ReadUniqueArgs(unique_id=KEY)), c.UniqueFree)
+
+
+def test_a_set_that_is_halted_costs_others_no_comparison(trace: Trace) -> None:
+    """Plain jobs are claimed past it, in their order."""
+    held = trace.create("m", admission=f"b {BUDGET} hold units=1")
+    (job,) = trace.claim("m").jobs
+    trace(c.RefuseManyArgs(partition=FP[0], items=[c.Refusal(
+        held, fence(job).wire, BUDGET, "b", 1, ids.TimestampMs(trace.ms + 60_000))]))  # fmt: skip
+    plain = [trace.create("m") for _ in range(3)]
+    assert [job.execution_id for job in trace.claim("m", limit=5).jobs] == plain

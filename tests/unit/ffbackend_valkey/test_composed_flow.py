@@ -91,7 +91,7 @@ async def test_what_is_sent_is_what_the_library_takes() -> None:
     (one,) = store.kept
     words = bindings_of(library())[type(one)].request(one)
     assert words[:3] == ("FCALL", "ff_submit_flow", 2)
-    assert words[-9:] == (one.nodes[1].execution_id, 1, bytes(16), b"", b"", b"=1:a1:b", "=x", "A", "1s")
+    assert words[-10:] == (one.nodes[1].execution_id, 1, bytes(16), b"", b"", b"=1:a1:b", "=x", b"", "A", "1s")
     plan = msgspec.json.decode(next(word for word in words if isinstance(word, bytes) and word.startswith(b"[{")))
     assert plan == [{
         "execution_kind": "t0", "lane_id": "default", "version": 1, "priority": 0, "policy": None,

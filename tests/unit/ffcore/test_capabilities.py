@@ -49,7 +49,7 @@ def test_a_set_is_served_when_all_of_it_is_met() -> None:
     assert not Capabilities(()).serves({"gpu"})
 
 
-@pytest.mark.parametrize("token", ["", "a b", "a,b", "torch>=2", "torch!=2"])
+@pytest.mark.parametrize("token", ["", "a b", "a,b", "a\x00", "a\x7f", "torch>=2", "torch!=2"])
 def test_a_worker_that_does_not_say_what_it_has_is_refused(token: str) -> None:
     with pytest.raises(InvalidArgument):
         Capabilities({token})
@@ -58,3 +58,11 @@ def test_a_worker_that_does_not_say_what_it_has_is_refused(token: str) -> None:
 def test_one_string_is_refused_because_it_would_be_taken_for_its_letters() -> None:
     with pytest.raises(InvalidArgument, match="use a set"):
         Capabilities("gpu")
+
+
+def test_a_worker_has_no_more_than_a_job_may_require() -> None:
+    assert len(Capabilities({f"t{n}" for n in range(256)}).tokens) == 256
+    with pytest.raises(InvalidArgument, match="the limits are 256 tokens"):
+        Capabilities({f"t{n}" for n in range(257)})
+    with pytest.raises(InvalidArgument, match="4096 bytes"):
+        Capabilities({"x" * 4_097})

@@ -75,6 +75,18 @@ OWN_TYPE = {
     ("RotateWaitpointHmacSecretAllEntry", "result"): "Rotated | Noop | RotateFailed",  # an exception is not data
     ("WaitTimeout", "timeout_ms"): "int",
     ("UsageDimensions", "custom"): "dict[str, int]",  # cut short by the extraction
+    # Amounts of a budget may have six places: money is one of its dimensions.
+    ("CreateBudgetArgs", "hard_limits"): "list[Number]",
+    ("CreateBudgetArgs", "soft_limits"): "list[Number]",
+    ("BudgetStatus", "usage"): "dict[str, Number]",
+    ("BudgetStatus", "hard_limits"): "dict[str, Number]",
+    ("BudgetStatus", "soft_limits"): "dict[str, Number]",
+    ("ReportUsageArgs", "deltas"): "list[Number]",
+    ("ReportUsageAdminArgs", "deltas"): "list[Number]",
+    ("SoftBreach", "current_usage"): "Number",
+    ("SoftBreach", "soft_limit"): "Number",
+    ("HardBreach", "current_usage"): "Number",
+    ("HardBreach", "hard_limit"): "Number",
 }
 """Fields whose type is stronger than the seed's text, or says the same differently."""
 

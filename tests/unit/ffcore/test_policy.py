@@ -67,7 +67,6 @@ def test_a_policy_of_a_newer_version_can_still_be_read() -> None:
 UNSUPPORTED = [
     ExecutionPolicy(fallback_policy=FallbackPolicy(tiers=[FallbackTier(provider="p", model="m")])),
     ExecutionPolicy(suspension_policy=SuspensionPolicy()),
-    ExecutionPolicy(budget_ids=[BudgetId("{b:0}:018f0000-0000-7000-8000-000000000000")]),
     ExecutionPolicy(stream_policy=StreamPolicy()),
     ExecutionPolicy(routing_requirements=RoutingRequirements(preferred_locality="eu")),
     ExecutionPolicy(routing_requirements=RoutingRequirements(isolation_level="vm")),
@@ -92,6 +91,7 @@ def test_each_unsupported_field_has_its_refusal() -> None:
 
 def test_supported_fields_pass() -> None:
     check_policy(ExecutionPolicy())
+    check_policy(ExecutionPolicy(budget_ids=[BudgetId("{b:0}:018f0000-0000-7000-8000-000000000000")]))
     check_policy(ExecutionPolicy(
         priority=5, retry_policy=RetryPolicy(), timeout_policy=TimeoutPolicy(attempt_timeout_ms=1), lease_ms=30_000,
         dedup_window_ms=0, routing_requirements=RoutingRequirements(required_capabilities=frozenset({"gpu"})),

@@ -267,9 +267,11 @@ def test_a_node_cannot_be_asked_before_its_flow_is_submitted(flow: Flow) -> None
         ({"task": clean, "after": None}, "after is None"),
         ({"task": clean, "after": "first"}, "after is 'first'"),
         ({"task": clean, "after": [7]}, "which is no node"),
-        ({"task": clean, "budget": "b"}, "not part of this release"),
-        ({"task": clean, "quota": "q"}, "not part of this release"),
-        ({"task": clean, "unique": "u"}, "not part of this release"),
+        ({"task": clean, "budget": "two words"}, "budget 'two words'"),
+        ({"task": clean, "budget": ["b", "b"]}, "b is named twice"),
+        ({"task": clean, "quota": 7}, "quota is 7"),
+        ({"task": clean, "unique": "u"}, "ff.Unique"),
+        ({"task": clean, "unique": ff.Unique("u", action="existing")}, "'reject' or 'replace'"),
         ({"task": clean, "durability": "fsync"}, "client.flow"),
         ({"task": clean, "patience": 5}, "client.flow"),
         ({"task": clean, "color": "red"}, "no option color"),
@@ -317,7 +319,7 @@ def test_a_flow_needs_a_name(rig: Rig, name: Any) -> None:
 
 
 def test_a_flow_refuses_what_a_submit_refuses(rig: Rig) -> None:
-    with pytest.raises(ff.InvalidArgument, match="not part of this release"):
+    with pytest.raises(ff.InvalidArgument, match="budget is"):
         rig.flow(budget=object())
     with pytest.raises(ff.InvalidArgument, match="tag key"):
         rig.flow(tags={"x": "y"})

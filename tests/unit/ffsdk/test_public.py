@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 import ffsdk as ff
-from ffsdk import client, flow, job, lanes, node, sync
+from ffsdk import budgets, client, flow, job, lanes, node, quotas, schedules, sync, sync_schedules
 from ffsdk.submit import SubmitOptions
 
 
@@ -45,7 +45,8 @@ ASYNC_ONLY |= {"draft", "submitted"}
     ("mine", "theirs"),
     [
         (client.Client, sync.Client), (job.Job, sync.Job), (lanes.Lane, sync.Lane), (flow.Flow, sync.Flow),
-        (node.Node, sync.Node),
+        (node.Node, sync.Node), (schedules.Schedule, sync_schedules.Schedule),
+        (budgets.BudgetHandle, sync.BudgetHandle), (quotas.QuotaHandle, sync.QuotaHandle),
     ],
 )  # fmt: skip
 def test_the_blocking_facade_has_every_method_with_the_same_parameters(mine: type, theirs: type) -> None:

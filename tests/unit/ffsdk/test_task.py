@@ -11,7 +11,8 @@ import pytest
 
 import ffsdk as ff
 from ffcore.policy import ExecutionPolicy
-from ffsdk.task import Descriptor, digest, fairness_of
+from ffsdk.fields import text_at
+from ffsdk.task import Descriptor, digest
 
 if TYPE_CHECKING:
     from ffsdk import Context
@@ -176,17 +177,21 @@ def test_bad_options_are_refused_where_the_task_is_declared() -> None:
         {"deadline": 0},
         {"lease": 0.001}, {"requires": "gpu"}, {"requires": {"a b"}}, {"fairness": "tenant"}, {"isolation": "fork"},
         {"version": 0},
-        {"retry": 3}, {"budget": "team-a"}, {"quota": "api"}, {"nonsense": 1},
+        {"retry": 3}, {"budget": "two words"}, {"budget": 7}, {"quota": ["api", "api"]}, {"nonsense": 1},
     ]  # fmt: skip
     for options in bad:
         with pytest.raises(ff.InvalidArgument):
             app().task(**options)(lambda payload: None)
 
 
-def test_options_of_a_later_release_say_so() -> None:
-    with pytest.raises(ff.InvalidArgument, match="not part of this release") as refused:
-        app().task(name="t", budget="team-a")(lambda: None)
-    assert refused.value.code == "unsupported"
+def test_budgets_and_quotas_of_a_task_are_published() -> None:
+    """Who submits by name must be held by the same limits as who imports the task."""
+    budget = ff.Budget("team-a", estimate={"usd": 0.25, "tokens": 500}, on_exceed="suspend")
+    task = app().task(name="t", budget=["all", budget], quota=ff.Quota("api", key="payload.tenant"))(lambda: None)
+    found = msgspec.json.decode(task.descriptor(), type=Descriptor)
+    assert found.budgets == (ff.Budget("all"), budget)
+    assert found.quotas == (ff.Quota("api", key="payload.tenant"),)
+    assert b"budgets" not in app().task(name="plain")(lambda: None).descriptor()
 
 
 @pytest.mark.parametrize(
@@ -209,12 +214,12 @@ def test_a_name_can_be_declared_once() -> None:
     [(Order("81", 5), "5"), ({"cents": "t1"}, "t1"), ({"cents": None}, None), ({}, None), (None, None), ("text", None)],
 )
 def test_the_fairness_key_is_read_from_fields_or_keys(payload: Any, key: str | None) -> None:
-    assert fairness_of("payload.cents", payload) == key
+    assert text_at("payload.cents", payload) == key
 
 
 def test_a_fairness_key_that_is_too_long_is_still_one_key_of_its_own() -> None:
     one, two = "a" * 600, "a" * 599 + "b"
-    keys = [fairness_of("payload", value) for value in (one, two, one)]
+    keys = [text_at("payload", value) for value in (one, two, one)]
     assert keys[0] == keys[2] != keys[1] and all(len(key or "") <= 512 for key in keys)
 
 

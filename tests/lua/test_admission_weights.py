@@ -1,0 +1,106 @@
+"""Turns of fairness keys that weigh more or less than others, and how a partition is told of weights."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from fractions import Fraction
+
+import pytest
+
+import ffcore.contracts as c
+from ffcore import limits
+from tests.lua.engine import P0, Engine, force, lane_told
+
+UNIT = 16
+
+
+async def weigh(engine: Engine, replace: bool = True, **weights: str) -> int:
+    items = [c.Weight(key, weight) for key, weight in weights.items()]
+    return (await engine.call(c.ApplyWeightsArgs(partition=P0, lane_id="mail", replace=replace, items=items))).weights_n
+
+
+def step(weight: str) -> Fraction:
+    """What one job costs its key, in steps of 2^-9."""
+    return Fraction(math.floor(UNIT / Fraction(weight) * 512 + Fraction(1, 2)), 512)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [{"a": "3", "b": "1", "c": "0.5"}, {"a": "7", "b": "100", "c": "0.01"}, {"a": "1.5", "b": "1", "c": "33.3"}],
+)
+async def test_turns_are_those_of_a_clock_that_runs_by_weight(engine: Engine, weights: dict[str, str]) -> None:
+    assert await weigh(engine, **weights) == 3
+    want: dict[str, int] = {}
+    for key, weight in weights.items():
+        finish = Fraction(0)
+        for _ in range(20):
+            want[await engine.submit(fairness_key=key)] = math.floor(finish)
+            finish += step(weight)
+    got = {id: int((await engine.read(id)).fields["turn"]) for id in want}
+    assert got == want
+    claimed = [want[job.execution_id] for job in await engine.claim(limit=60)]
+    assert claimed == sorted(want.values())
+
+
+async def test_a_heavy_key_gets_so_many_turns_where_others_get_one(engine: Engine) -> None:
+    await weigh(engine, big="3")
+    of = {await engine.submit(fairness_key=key): key for key in ("big", "small", "other") for _ in range(30)}
+    for _ in range(5):
+        shares = Counter(of[job.execution_id] for job in await engine.claim(limit=10))
+        assert abs(shares["big"] - 6) <= 1 and abs(shares["small"] - 2) <= 1, shares
+
+
+async def test_turns_that_were_given_stay_when_weights_change(engine: Engine) -> None:
+    ids = [await engine.submit(fairness_key="a") for _ in range(3)]
+    await weigh(engine, a="16")
+    ids += [await engine.submit(fairness_key="a") for _ in range(3)]
+    assert [int((await engine.read(id)).fields["turn"]) for id in ids] == [0, 16, 32, 48, 49, 50]
+
+
+async def test_an_aged_lanes_keys_weigh_too(engine: Engine) -> None:
+    await engine.call(lane_told(aged_s=1))
+    await weigh(engine, a="2")
+    a = [await engine.submit(fairness_key="a") for _ in range(4)]
+    b = [await engine.submit(fairness_key="b") for _ in range(4)]
+    got = [job.execution_id for job in await engine.claim(limit=6)]
+    assert set(got) == {*a, *b[:2]}
+
+
+async def test_weights_are_replaced_or_added_to(engine: Engine) -> None:
+    assert await weigh(engine, a="2", b="3") == 2
+    assert await weigh(engine, replace=False, c="4") == 3
+    assert await weigh(engine, d="1") == 1
+    digest = hashlib.sha1(b"d").hexdigest()[:12].encode()
+    assert await engine.command("HGETALL", f"ff:{P0}:weights:1") in ([digest, b"1"], {digest: b"1"})
+    assert await weigh(engine) == 0
+    assert await engine.command("EXISTS", f"ff:{P0}:weights:1") == 0
+    nowhere = c.ApplyWeightsArgs(partition=P0, lane_id="nowhere", items=[])
+    assert (await engine.call(nowhere)).weights_n == 0
+    assert await engine.command("HGET", f"ff:{P0}:lanes", "nowhere") is None
+
+
+@pytest.mark.parametrize("weight", ["0", "0.009", "101", "-1", "1e1", "x", "", ".5"])
+async def test_a_weight_that_is_none_is_refused(engine: Engine, weight: str) -> None:
+    args = c.ApplyWeightsArgs(partition=P0, lane_id="mail", items=[c.Weight("a", "1"), c.Weight("b", weight)])
+    assert "row 2" in await engine.refused("invalid_input", args)
+    assert await engine.command("EXISTS", f"ff:{P0}:weights:1") == 0
+
+
+async def test_what_weights_are_for_is_looked_at(engine: Engine) -> None:
+    await engine.refused("invalid_input", c.ApplyWeightsArgs(partition=P0, lane_id="mail", items=[c.Weight("", "1")]))
+    args = c.ApplyWeightsArgs(partition=P0, lane_id="mail", items=[c.Weight("a", "1")])
+    await engine.refused("invalid_input", args, lane_id="a b")
+    await engine.refused("invalid_input", args, partition="{w:0}")
+    for at in range(0, limits.WEIGHTS_N, 200):
+        await weigh(engine, replace=False, **{f"k{n}": "2" for n in range(at, at + 200)})
+    assert "1000 weights" in await engine.refused("invalid_input", force(args, replace=False))
+
+
+async def test_a_full_table_of_lanes_takes_no_weights(engine: Engine) -> None:
+    rows = [word for n in range(limits.LANES_N + 1) for word in (f"#x{n}", "y", f"x{n}", "z")]
+    await engine.command("HSET", f"ff:{P0}:lanes", *rows)
+    args = c.ApplyWeightsArgs(partition=P0, lane_id="mail", items=[c.Weight("a", "1")])
+    await engine.refused("too_many_names", args)
+    await engine.command("DEL", f"ff:{P0}:lanes")

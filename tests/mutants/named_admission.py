@@ -1,0 +1,118 @@
+"""The named mutants of admission: budgets, quotas, unique keys, halts and rings, mail between partitions, schedules."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant, single
+
+BUDGETS = (
+    single("reserved_is_not_counted", "budgets", "what others have reserved is theirs to watch",
+           "shared/budgets.lua", "local taken = amounts.add(used, b.reserved[name] or 0)", "local taken = used",
+           "function budgets.reserve("),
+    single("used_up_is_not_looked_at", "budgets", "without an estimate there is nothing to compare",
+           "shared/budgets.lua", "if not refused and (used >= hard or ", "if not refused and (",
+           "function budgets.reserve("),
+    single("spent_and_reserved_both_count", "budgets", "what is spent is not taken out of what was reserved for it",
+           "shared/spending.lua", 'if execution ~= "-" then budgets.draw(p, b, execution, epoch, by_name) end', ""),
+    single("late_settle_closes_the_next_lease", "budgets", "any settle of the execution ends what it has reserved",
+           "shared/budgets.lua", "if held and held.epoch <= epoch then", "if held then", "function budgets.settle("),
+    single("settled_by_a_later_lease_only", "budgets", "the lease that reserved does not close its own reservation",
+           "shared/budgets.lua", "held.epoch <= epoch", "held.epoch < epoch", "function budgets.settle("),
+    single("release_wakes_nobody", "budgets", "who was refused asks again by himself, some time",
+           "shared/budgets.lua", "b.freed = true", "", "function budgets.release("),
+    single("refusal_is_not_noted", "budgets", "nobody is known to wait, so nobody is woken",
+           "shared/budgets.lua",
+           "waiting.note(p, b.id, item.partition, item.adm, amounts.pack(wanted, by_name))", "true",
+           "function budgets.reserve("),
+    single("report_counts_twice", "budgets", "the key of a report is not remembered",
+           "shared/spending.lua", "if key then budgets.remember(p, b, execution, key) end", ""),
+    single("refusing_budget_records", "budgets", "mode refuse as if it were record",
+           "shared/spending.lua", 'if b.mode == "refuse" then return', "if false then return"),
+    single("reset_drifts", "budgets", "the next period is counted from the reset that came late",
+           "shared/budgets.lua",
+           "return b.created + (math.floor((now - b.created) / b.every) + 1) * b.every", "return now + b.every"),
+    single("attribution_outlives_the_period", "budgets", "usage begins anew, who spent it does not",
+           "shared/budgets.lua", 'redis.call("UNLINK", keys.spent(p, b.id), keys.spenders(p, b.id))', "",
+           "local function keep_period("),
+    single("raised_again_by_a_repeat", "budgets", "an approval that comes twice raises twice",
+           "shared/spending.lua", 'budgets.remember(p, b, "raise", key, RAISES_KEPT_MS)', ""),
+    single("overdue_reservation_is_not_asked_after", "budgets", "whoever reserved will settle, one thinks",
+           "shared/budgets.lua", 'timers.set(p, "res", b.id .. " " .. execution, held.until_ms)', "",
+           "local function put("),
+    single("answer_about_another_lease_frees", "budgets", "a lease that is over says that the next one holds nothing",
+           "shared/budgets.lua", "if not held or held.epoch ~= epoch then return end", "if not held then return end",
+           "function budgets.verified("),
+)  # fmt: skip
+
+QUOTAS = (
+    single("window_lets_one_more", "quotas", "full is what is above the rate",
+           "shared/quotas.lua", "if rate == 0 or s.kept < rate then", "if rate == 0 or s.kept <= rate then"),
+    single("place_too_many", "quotas", "as many as allowed and one more",
+           "shared/quotas.lua", "and s.active >= q.most then", "and s.active > q.most then"),
+    single("start_that_was_none_counts", "quotas", "what was admitted and then refused elsewhere stays in the window",
+           "shared/quotas.lua", "if undo and s.kept > 0 then", "if false then"),
+    single("late_release_frees_the_next_lease", "quotas", "any release of the execution gives its place back",
+           "shared/quotas.lua", "local gone = place and tonumber(place) <= epoch", "local gone = place"),
+    single("place_is_not_asked_after", "I16", "whoever took a place gives it back, one thinks",
+           "shared/quotas.lua", 'timers.set(p, "place", s.name .. " " .. row.execution_id, ', "local _ = (",
+           "function quotas.take("),
+    single("key_is_taken_from_its_holder", "unique", "taking over is for everybody",
+           "unique.lua", "if u and u.holder ~= a.instead_of then", "if u and false then"),
+    single("anybody_frees_a_key", "unique", "who is gone frees what another holds by now",
+           "unique.lua", "if u and u.holder == execution_id then let_go(p, id) end", "if u then let_go(p, id) end",
+           'inbox.on("free"'),
+    single("active_key_is_free_at_the_start", "unique", "both scopes end when the job starts",
+           "shared/state.lua", 'entered.leased and x.unique == "q"', "entered.leased"),
+    single("key_is_not_asked_after", "I16", "whoever took a key creates its execution, one thinks",
+           "unique.lua", 'timers.set(p, "unique", id, p.now + LIMITS.RESERVATION_MS)', "",
+           "define {\n  name    = \"ff_take_unique\""),
+)  # fmt: skip
+
+HALTS = (
+    single("end_of_a_lease_is_not_told", "admission", "the record has moved on, its budgets have not heard",
+           "shared/state.lua", "if x.adm or x.lane_quota then admission.settle(p, x) end", ""),
+    single("refused_has_begun", "admission", "a job that is put back counts as started",
+           "admission.lua", "x.undo = not row.ran", "", "local function refuse("),
+    single("refusal_halts_nothing", "admission", "the one job waits, the next of its queue is claimed at once",
+           "admission.lua", "if row.halt and adm and not", "if false and adm and not"),
+    single("release_overtaken_by_its_refusal", "admission", "a release that was heard of before is forgotten",
+           "shared/admission.lua", "return seen >= gen", "return false"),
+    single("allowance_has_no_end", "admission", "one release opens the queue for good",
+           "shared/admission.lua", "row.allow = row.allow - 1", "", "function admission.take("),
+    single("opened_without_a_bell", "admission", "the queue is back in the ring, its workers sleep on",
+           "shared/admission.lua",
+           "for _ = 1, math.min(allow, ready, LIMITS.HEADS_N) do wake.ring(p, lane_no, cap) end", ""),
+    single("newcomer_opens_a_halted_queue", "admission", "what comes into a queue puts it into the ring",
+           "shared/admission.lua", "local shut = is_shut(p, lane.no, cap, adm)", "local shut = false"),
+    single("set_depends_on_the_order", "admission", "the same budgets in another order are another queue",
+           "shared/admission.lua", "table.sort(parts)", "", "function admission.read("),
+    single("ring_serves_what_is_halted", "admission", "the first of the ring is claimed, whatever it waits for",
+           "shared/admission.lua", "elseif admission.is_halted(p, adm) then shut_out(p, lane.no, cap, adm, first[2])",
+           ""),
+    single("weights_weigh_nothing", "weights", "every job costs a whole turn",
+           "shared/queue.lua", "math.floor(UNIT / weight * 512 + 0.5)", "math.floor(UNIT * 512 + 0.5)"),
+)  # fmt: skip
+
+MAIL = (
+    single("row_is_applied_twice", "mail", "what was delivered before is delivered again",
+           "shared/inbox.lua", "if number <= box.low then return true end", ""),
+    single("acknowledged_row_is_owed", "mail", "the row goes, its timer stays",
+           "outbox.lua", 'timers.clear(p, "outbox", rows[i])', ""),
+    single("rows_of_one_call_share_a_number", "mail", "numbers are instants",
+           "shared/outbox.lua", "math.max(tonumber(before) + 1, p.now)", "p.now"),
+    single("lost_row_is_not_told_again", "mail", "the ticker hears of a row once",
+           "outbox.lua", 'timers.set(p, "outbox", row, p.touched and p.now + outbox.RETRY_MS or p.now)', "",
+           'due.on("outbox"'),
+)  # fmt: skip
+
+SCHEDULES = (
+    single("instant_is_fired_twice", "schedules", "two tickers had the same answer",
+           "schedule.lua", 'elseif s.state ~= "active" or s.due ~= row.due_ms then', 'elseif s.state ~= "active" then'),
+    single("paused_schedule_fires", "schedules", "what was due is fired, whatever was said since",
+           "schedule.lua", 'elseif s.state ~= "active" or s.due ~= row.due_ms then', "elseif s.due ~= row.due_ms then"),
+    single("refused_run_is_passed_over", "schedules", "the instant is over, whether it had a run or not",
+           "schedule.lua", 'if word == "error" then', "if false then"),
+    single("pause_leaves_the_schedule_due", "schedules", "the state says paused, the set of what is due does not",
+           "schedule.lua", "schedules.place(p, s, 0)", "", "define {\n  name    = \"ff_pause_schedule\""),
+)  # fmt: skip
+
+ADMISSION: tuple[Mutant, ...] = BUDGETS + QUOTAS + HALTS + MAIL + SCHEDULES
