@@ -45,8 +45,8 @@ lint: venv ## Check style: ruff, the tidy test, and luacheck where it is install
 	.venv/bin/ruff check .
 	$(PY) -m pytest -q tests/test_tidy.py
 	@if command -v luacheck >/dev/null; then \
-	  luacheck --no-color -q --std lua51 --no-max-line-length --ignore 212 241 211/define 122/waitpoints 122/flow_check --globals partition \
-	    --read-globals redis cjson bit define LIMITS LIBRARY $$(sed -nE 's/^local ([a-z_]+) = \{.*/\1/p' lua/shared/*.lua | grep -v '^partition$$') \
+	  luacheck --no-color -q --std lua51 --no-max-line-length --ignore 212 241 211/define 122/waitpoints 122/flow_check --globals partition budgets \
+	    --read-globals redis cjson bit define LIMITS LIBRARY $$(sed -nE 's/^local ([a-z_]+) = \{.*/\1/p' lua/shared/*.lua | grep -v -e '^partition$$' -e '^budgets$$') \
 	    -- lua; \
 	else echo "luacheck is not installed: the Lua was checked by tests/test_tidy.py only"; fi
 

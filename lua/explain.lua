@@ -28,7 +28,7 @@ local function turned_away(p, x, out)
   if f and f.policy and (f.policy == "cancel_all" or not x.started_at) then
     say(out, "flow_cancelled", f.policy == "flow_only" and "nothing more of its flow starts" or "its flow was cancelled: the next claim cancels it")
   end
-  local flat, reasons, names_of = p.holds_n > 0 and redis.call("HGETALL", keys.holds(p)) or {}, {}, {}
+  local flat, reasons = p.holds_n > 0 and redis.call("HGETALL", keys.holds(p)) or {}, {}
   for i = 1, #flat, 2 do reasons[flat[i]] = flat[i + 1] end
   local mine, tags = { "task:" .. x.task }, #flat > 0 and record.tags(p, x) or {}
   for i = 1, #tags, 2 do mine[#mine + 1] = "tag:" .. tags[i] .. "=" .. tags[i + 1] end

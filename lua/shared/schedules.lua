@@ -29,14 +29,14 @@ function schedules.pack(d)
 end
 
 local function unpack_text(s, text)
-  local from, at, lengths = 1, nil, { string.find(text, LENGTHS) }
-  at = lengths[2]
+  local lengths = { string.find(text, LENGTHS) }
+  local at = lengths[2]
   if not at then return end
   for i = 1, #LONG do
     local n = tonumber(lengths[i + 2])
     if n >= 0 then
-      from, at = at + 1, at + n
-      s[LONG[i]] = string.sub(text, from, at)
+      s[LONG[i]] = string.sub(text, at + 1, at + n)
+      at = at + n
     end
   end
 end
@@ -105,7 +105,8 @@ function schedules.run(p, call, s, id, instant_ms, label)
   local kind = table.concat({ s.lane, s.task, s.version, s.priority, s.namespace, s.encoding or "", s.deadline_ms or "", s.policy or "" }, "\n")
   local made = call[kind]
   if not made then
-    local a, plan = schedules.create_args(p, s), nil
+    local a = schedules.create_args(p, s)
+    local plan
     refusal, plan = submission.plan(p, a)
     if not refusal then refusal = submission.open(p, a, plan) end
     made = { a = a, plan = plan, refused = refusal and refusal[2] }
