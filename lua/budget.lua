@@ -104,18 +104,17 @@ define {
   name    = "ff_list_budgets",
   args    = { "cursor:str?", "limit:int" },
   returns = { "budgets" },
-  errors  = { "invalid_input" },
+  errors  = { "invalid_input", "invalid_offset" },
   flags   = { "no-writes" },
   run = function(p, a)
-    if a.limit < 1 or a.limit > LIMITS.PAGE_MAX_N then return reply.reject("invalid_input", "limit") end
-    if a.cursor and not string.find(a.cursor, "^[%x%-]+$") then return reply.reject("invalid_input", "cursor") end
-    local ids = redis.call("ZRANGE", keys.budgets(p), a.cursor and "(" .. a.cursor or "-", "+", "BYLEX", "LIMIT", 0, a.limit)
+    local refusal, ids, more = names.page(p, keys.budgets(p), a.cursor, a.limit)
+    if refusal then return refusal end
     local rows = {}
     for i = 1, #ids do
       local b = budgets.look(p, ids[i])
       if b then rows[#rows + 1] = status(p, b) end
     end
-    return { "budgets", rows, #ids == a.limit and ids[#ids] or "" }
+    return { "budgets", rows, more }
   end,
 }
 

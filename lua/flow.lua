@@ -268,16 +268,10 @@ define {
   run = function(p, a)
     if a.limit < 1 or a.limit > LIMITS.PAGE_MAX_N then return reply.reject("invalid_input", "limit") end
     if a.status and a.status ~= "active" and not PUBLIC[a.status] then return reply.reject("invalid_input", "status") end
-    local from = "-"
-    if a.cursor then
-      local n = p.id_prefix_n
-      if #a.cursor ~= n + 36 or string.sub(a.cursor, 1, n) ~= p.id_prefix then return reply.reject("invalid_offset", "cursor: pass what the page before answered") end
-      from = "(" .. string.sub(a.cursor, n + 1)
-    end
-    local most = a.status and LIMITS.PAGE_MAX_N or a.limit
-    local ids = redis.call("ZRANGE", keys.flows(p), from, "+", "BYLEX", "LIMIT", 0, most + 1)
+    local refusal, ids, more = names.page(p, keys.flows(p), a.cursor, a.status and LIMITS.PAGE_MAX_N or a.limit)
+    if refusal then return refusal end
     local rows, last = {}, ""
-    for i = 1, math.min(#ids, most) do
+    for i = 1, #ids do
       if #rows == a.limit then return { "flows_page", rows, last } end
       last = p.id_prefix .. ids[i]
       local f = flows.load(p, ids[i])
@@ -286,6 +280,6 @@ define {
         rows[#rows + 1] = { last, f.created_at, public, f.members, redis.call("HGET", keys.flow_text(p, f.id), "name") or "" }
       end
     end
-    return { "flows_page", rows, #ids > most and last or "" }
+    return { "flows_page", rows, more }
   end,
 }

@@ -84,19 +84,14 @@ define {
   errors  = { "invalid_input", "invalid_offset" },
   flags   = { "no-writes" },
   run = function(p, a)
-    if a.limit < 1 or a.limit > LIMITS.PAGE_MAX_N then return reply.reject("invalid_input", "limit") end
-    local from = "-"
-    if a.cursor then
-      local n = p.id_prefix_n
-      if #a.cursor ~= n + 36 or string.sub(a.cursor, 1, n) ~= p.id_prefix then return reply.reject("invalid_offset", "cursor: pass what the page before answered") end
-      from = "(" .. string.sub(a.cursor, n + 1)
-    end
-    local ids, rows = redis.call("ZRANGE", keys.quotas(p), from, "+", "BYLEX", "LIMIT", 0, a.limit + 1), {}
-    for i = 1, math.min(#ids, a.limit) do
+    local refusal, ids, more = names.page(p, keys.quotas(p), a.cursor, a.limit)
+    if refusal then return refusal end
+    local rows = {}
+    for i = 1, #ids do
       local q = quotas.load(p, ids[i])
       rows[i] = { p.id_prefix .. ids[i], q.name, q.ns, q.window / 1000, q.rate, q.most, redis.call("ZCARD", keys.subjects(p, ids[i])) }
     end
-    return { "quotas_page", rows, #ids > a.limit and p.id_prefix .. ids[a.limit] or "" }
+    return { "quotas_page", rows, more }
   end,
 }
 

@@ -256,18 +256,13 @@ define {
   errors  = { "invalid_input", "invalid_offset" },
   flags   = { "no-writes" },
   run = function(p, a)
-    if a.limit < 1 or a.limit > LIMITS.PAGE_MAX_N then return reply.reject("invalid_input", "limit") end
-    local from = "-"
-    if a.cursor then
-      local n = p.id_prefix_n
-      if #a.cursor ~= n + 36 or string.sub(a.cursor, 1, n) ~= p.id_prefix then return reply.reject("invalid_offset", "cursor: pass what the page before answered") end
-      from = "(" .. string.sub(a.cursor, n + 1)
-    end
-    local ids, rows = redis.call("ZRANGE", keys.schedule_ids(p), from, "+", "BYLEX", "LIMIT", 0, a.limit + 1), {}
-    for i = 1, math.min(#ids, a.limit) do
+    local refusal, ids, more = names.page(p, keys.schedule_ids(p), a.cursor, a.limit)
+    if refusal then return refusal end
+    local rows = {}
+    for i = 1, #ids do
       local s = schedules.load(p, ids[i])
       if s then rows[#rows + 1] = row_of(p, s) end
     end
-    return { "schedules_page", rows, #ids > a.limit and p.id_prefix .. ids[a.limit] or "" }
+    return { "schedules_page", rows, more }
   end,
 }

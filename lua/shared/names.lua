@@ -43,3 +43,20 @@ function names.check_tags(flat)
     if #flat[i + 1] > LIMITS.TAG_VALUE_BYTES then return reply.reject("invalid_input", "tag " .. flat[i]) end
   end
 end
+
+-- One page of the ids a set keeps in their order: at most `limit`, from behind a cursor. A refusal; or nil, the ids
+-- without their tag, and the cursor of the next page ("" on the last one).
+function names.page(p, key, cursor, limit)
+  if limit < 1 or limit > LIMITS.PAGE_MAX_N then return reply.reject("invalid_input", "limit") end
+  local from, n = "-", p.id_prefix_n
+  if cursor then
+    if #cursor ~= n + 36 or string.sub(cursor, 1, n) ~= p.id_prefix then
+      return reply.reject("invalid_offset", "cursor: pass what the page before answered")
+    end
+    from = "(" .. string.sub(cursor, n + 1)
+  end
+  local ids = redis.call("ZRANGE", key, from, "+", "BYLEX", "LIMIT", 0, limit + 1)
+  if #ids <= limit then return nil, ids, "" end
+  ids[limit + 1] = nil
+  return nil, ids, p.id_prefix .. ids[limit]
+end

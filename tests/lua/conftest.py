@@ -6,7 +6,6 @@ on that server alone, which it flushes; otherwise on a real Valkey and on memory
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -21,7 +20,6 @@ from tests.lua.engine import Engine, library_of, open_engine
 
 HERE = Path(__file__).resolve().parent
 LAST = "test_every_outcome_and_refusal_was_seen"
-_names = itertools.count()
 
 
 class Can(NamedTuple):
@@ -62,7 +60,7 @@ def server(request: pytest.FixtureRequest) -> str:
 def store_url(server: str, request: pytest.FixtureRequest) -> str:
     match server:
         case "memory":
-            return f"memory://lua-{os.getpid()}-{next(_names)}"
+            return f"memory://lua-{os.getpid()}"
         case "given":
             return os.environ["FF_TEST_URL"]
         case _:
