@@ -10,7 +10,7 @@ from ffcore.contracts.admission import (
     ReleaseAdmissionArgs,
     ReleaseAdmissionResult,
 )
-from ffcore.contracts.admit import ApplyWeightsArgs, RefusedMany, RefuseManyArgs, WeightsApplied
+from ffcore.contracts.admit import RefusedMany, RefuseManyArgs
 from ffcore.contracts.budget import (
     BudgetChanged,
     BudgetDeleted,
@@ -88,10 +88,6 @@ class AdmissionOperations(Caller):
 
     async def refuse_many(self, args: RefuseManyArgs) -> RefusedMany:
         """Put jobs back that a budget or a quota did not admit, and halt what is like them."""
-        return await self.call(args)
-
-    async def apply_weights(self, args: ApplyWeightsArgs) -> WeightsApplied:
-        """Tell a partition the weights of a lane's fairness keys."""
         return await self.call(args)
 
     # ---- mail

@@ -13,7 +13,6 @@ import hashlib
 from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypedDict, TypeVar, Unpack, cast, overload
-from zoneinfo import ZoneInfo
 
 import msgspec
 
@@ -24,6 +23,8 @@ from ffsdk import times
 from ffsdk.job import Job
 
 if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
+
     from ffcore.backend import Backend
     from ffcore.contracts.schedule import ItemRun, ListedSchedule, ScheduleRead
     from ffcore.schedules import CatchUp, Spec
@@ -306,6 +307,8 @@ class Scheduling:
         Raises InvalidArgument (what cannot be, nothing was sent), `unknown_task`, StoreFull, Unavailable (make the call
         again).
         """
+        from zoneinfo import ZoneInfo
+
         from ffcore import schedules as pure
         from ffsdk.submit import check_options
 

@@ -93,37 +93,3 @@ inbox.on("verify", function(p, body)
   end
   inbox.wake(p, from, "verified", table.concat({ kind, rest, id, epoch, held and "1" or "0" }, " "))
 end)
-
--- Weights of a lane's fairness keys in this partition: these instead of those there were, or (`replace` false) these too.
-define {
-  name    = "ff_apply_weights",
-  args    = { "lane_id:str", "replace:bool", "items:rows(key:str,weight:str)" },
-  returns = { "weights_applied" },
-  errors  = { "invalid_input", "too_many_names" },
-  flags   = { "allow-oom" },
-  run = function(p, a)
-    if string.sub(p.tag, 1, 4) ~= "{fp:" then return reply.reject("invalid_input", "partition") end
-    if not names.is_lane(a.lane_id) then return reply.reject("invalid_input", "lane_id") end
-    local flat = {}
-    for i = 1, #a.items do
-      local row = a.items[i]
-      local weight = string.find(row.weight, "^%d+%.?%d*$") and tonumber(row.weight)
-      if row.key == "" or #row.key > LIMITS.KEY_BYTES then return reply.reject("invalid_input", "key of row " .. i) end
-      if not weight or #row.weight > 32 or weight < 0.01 or weight > LIMITS.WEIGHT_MAX then
-        return reply.reject("invalid_input", "weight of row " .. i .. ": use a number from 0.01 to " .. LIMITS.WEIGHT_MAX)
-      end
-      flat[2 * i - 1], flat[2 * i] = row.key, row.weight
-    end
-    local lane = lanes.named(p, a.lane_id, #flat > 0)
-    if not lane then
-      if #flat == 0 then return { "weights_applied", 0 } end
-      return reply.reject("too_many_names", LIMITS.LANES_N .. " lanes are in use")
-    end
-    local there = a.replace and 0 or redis.call("HLEN", keys.weights(p, lane.no))
-    if there + #flat / 2 > LIMITS.WEIGHTS_N then
-      return reply.reject("invalid_input", "a lane has at most " .. LIMITS.WEIGHTS_N .. " weights")
-    end
-    if a.replace then lanes.set_weights(p, lane, flat) else lanes.add_weights(p, lane, flat) end
-    return { "weights_applied", redis.call("HLEN", keys.weights(p, lane.no)) }
-  end,
-}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from ffcore.contracts.added import ADDED, ADDED_VARIANTS
 from ffcore.contracts.admit import (
-    Refusal, ItemRefused, RefusedMany, RefuseManyArgs, Weight, WeightsApplied, ApplyWeightsArgs,
+    Refusal, ItemRefused, RefusedMany, RefuseManyArgs,
 )
 from ffcore.contracts.admission import (
     Admitted, AlreadyAdmitted, RateExceeded, ConcurrencyExceeded, CheckAdmissionResult, CheckAdmissionArgs,
@@ -192,7 +192,7 @@ __all__ = [
     "CheckAdmissionArgs", "Released", "ReleaseAdmissionResult", "ReleaseAdmissionArgs", "AdmissionRequest",
     "ItemAdmitted", "AdmittedMany", "AdmitManyArgs",
     # admit
-    "Refusal", "ItemRefused", "RefusedMany", "RefuseManyArgs", "Weight", "WeightsApplied", "ApplyWeightsArgs",
+    "Refusal", "ItemRefused", "RefusedMany", "RefuseManyArgs",
     # attempt
     "AttemptLifecycle", "AttemptType", "BackendTag", "HandleKind", "HandleOpaque", "Handle", "STUB_FRESH",
     "STUB_RESUMED", "ClaimedExecution", "Claimed", "ClaimExecutionResult", "ClaimExecutionArgs",

@@ -1,13 +1,12 @@
-"""What becomes of jobs that a budget or a quota did not admit; weights of fairness keys. This engine's own."""
+"""What becomes of jobs that a budget or a quota did not admit. This engine's own."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from ffcore import checks, limits
 from ffcore.args import Args, Outcome, Row
 from ffcore.contracts.batch import Fence
-from ffcore.ids import ExecutionId, LaneId, PartitionKey, TimestampMs
+from ffcore.ids import ExecutionId, PartitionKey, TimestampMs
 
 # ---- refuse --------------------------------------------------------------------------------------------
 
@@ -48,31 +47,3 @@ class RefuseManyArgs(Args[RefusedMany]):
 
     partition: PartitionKey
     items: list[Refusal]
-
-
-# ---- weights -------------------------------------------------------------------------------------------
-
-
-class Weight(Row):
-    key: str
-    """A fairness key."""
-    weight: str
-    """A decimal from 0.01 to 100: how many turns it gets where a key without a weight gets one."""
-
-
-class WeightsApplied(Outcome, tag="weights_applied"):
-    weights_n: int
-    """How many keys of the lane have one now."""
-
-
-class ApplyWeightsArgs(Args[WeightsApplied]):
-    """Tell a partition the weights of a lane's fairness keys; at most 200 a call, so more go by several."""
-
-    partition: PartitionKey
-    lane_id: LaneId
-    replace: bool = True
-    """False: beside those there are."""
-    items: list[Weight]
-
-    def __post_init__(self) -> None:
-        checks.text(self.lane_id, "lane_id", limits.NAME_BYTES)

@@ -197,16 +197,10 @@ end
 
 -- Weights by fairness key, key and weight in turn, instead of those there were. Turns that were given stay as they are.
 function lanes.set_weights(p, lane, flat)
-  redis.call("UNLINK", keys.weights(p, lane.no))
-  lanes.note(p, "u" .. lane.no, "")
-  lanes.add_weights(p, lane, flat)
-end
-
--- The same beside those there are.
-function lanes.add_weights(p, lane, flat)
   local key = keys.weights(p, lane.no)
+  redis.call("UNLINK", key)
   for i = 1, #flat, 2 do redis.call("HSET", key, string.sub(redis.sha1hex(flat[i]), 1, 12), flat[i + 1]) end
-  if #flat > 0 then lanes.note(p, "u" .. lane.no, "1") end
+  lanes.note(p, "u" .. lane.no, #flat > 0 and "1" or "")
   lane.weights = nil
 end
 

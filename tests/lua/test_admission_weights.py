@@ -9,16 +9,16 @@ from fractions import Fraction
 
 import pytest
 
-import ffcore.contracts as c
 from ffcore import limits
-from tests.lua.engine import P0, Engine, force, lane_told
+from tests.lua.engine import P0, Engine, lane_told, told
 
 UNIT = 16
 
 
-async def weigh(engine: Engine, replace: bool = True, **weights: str) -> int:
-    items = [c.Weight(key, weight) for key, weight in weights.items()]
-    return (await engine.call(c.ApplyWeightsArgs(partition=P0, lane_id="mail", replace=replace, items=items))).weights_n
+async def weigh(engine: Engine, **weights: str) -> int:
+    """Tell the partition; how many keys have a weight then."""
+    await engine.call(told("weights:mail", weights))
+    return int(await engine.command("HLEN", f"ff:{P0}:weights:1"))
 
 
 def step(weight: str) -> Fraction:
@@ -31,7 +31,7 @@ def step(weight: str) -> Fraction:
     [{"a": "3", "b": "1", "c": "0.5"}, {"a": "7", "b": "100", "c": "0.01"}, {"a": "1.5", "b": "1", "c": "33.3"}],
 )
 async def test_turns_are_those_of_a_clock_that_runs_by_weight(engine: Engine, weights: dict[str, str]) -> None:
-    assert await weigh(engine, **weights) == 3
+    assert await weigh(engine, **weights) == sum(weight != "1" for weight in weights.values())
     want: dict[str, int] = {}
     for key, weight in weights.items():
         finish = Fraction(0)
@@ -68,39 +68,35 @@ async def test_an_aged_lanes_keys_weigh_too(engine: Engine) -> None:
     assert set(got) == {*a, *b[:2]}
 
 
-async def test_weights_are_replaced_or_added_to(engine: Engine) -> None:
+async def test_weights_are_replaced_as_a_whole(engine: Engine) -> None:
     assert await weigh(engine, a="2", b="3") == 2
-    assert await weigh(engine, replace=False, c="4") == 3
-    assert await weigh(engine, d="1") == 1
+    assert await weigh(engine, d="4") == 1
     digest = hashlib.sha1(b"d").hexdigest()[:12].encode()
-    assert await engine.command("HGETALL", f"ff:{P0}:weights:1") in ([digest, b"1"], {digest: b"1"})
+    assert await engine.command("HGETALL", f"ff:{P0}:weights:1") in ([digest, b"4"], {digest: b"4"})
     assert await weigh(engine) == 0
     assert await engine.command("EXISTS", f"ff:{P0}:weights:1") == 0
-    nowhere = c.ApplyWeightsArgs(partition=P0, lane_id="nowhere", items=[])
-    assert (await engine.call(nowhere)).weights_n == 0
+    assert not (await engine.call(told("weights:nowhere", {}))).changed
     assert await engine.command("HGET", f"ff:{P0}:lanes", "nowhere") is None
 
 
-@pytest.mark.parametrize("weight", ["0", "0.009", "101", "-1", "1e1", "x", "", ".5"])
+@pytest.mark.parametrize("weight", ["0", "0.009", "101", "-1", "1e1", "x", ".5"])
 async def test_a_weight_that_is_none_is_refused(engine: Engine, weight: str) -> None:
-    args = c.ApplyWeightsArgs(partition=P0, lane_id="mail", items=[c.Weight("a", "1"), c.Weight("b", weight)])
-    assert "row 2" in await engine.refused("invalid_input", args)
+    args = told("weights:mail", {"a": "2", "b": weight})
+    assert await engine.refused("invalid_input", args) == "a weight is a number from 0.01 to 100"
     assert await engine.command("EXISTS", f"ff:{P0}:weights:1") == 0
 
 
 async def test_what_weights_are_for_is_looked_at(engine: Engine) -> None:
-    await engine.refused("invalid_input", c.ApplyWeightsArgs(partition=P0, lane_id="mail", items=[c.Weight("", "1")]))
-    args = c.ApplyWeightsArgs(partition=P0, lane_id="mail", items=[c.Weight("a", "1")])
-    await engine.refused("invalid_input", args, lane_id="a b")
-    await engine.refused("invalid_input", args, partition="{w:0}")
-    for at in range(0, limits.WEIGHTS_N, 200):
-        await weigh(engine, replace=False, **{f"k{n}": "2" for n in range(at, at + 200)})
-    assert "1000 weights" in await engine.refused("invalid_input", force(args, replace=False))
+    await engine.refused("invalid_input", told("weights:mail", {"": "2"}))
+    await engine.refused("invalid_input", told("weights:a b", {"a": "2"}))
+    await engine.refused("invalid_input", told("weights:mail", {"a": "2"}), partition="{w:0}")
+    full = {f"k{n}": "2" for n in range(limits.WEIGHTS_N)}
+    assert await weigh(engine, **full) == limits.WEIGHTS_N
+    assert "1000 keys" in await engine.refused("invalid_input", told("weights:mail", {**full, "a": "2"}))
 
 
 async def test_a_full_table_of_lanes_takes_no_weights(engine: Engine) -> None:
     rows = [word for n in range(limits.LANES_N + 1) for word in (f"#x{n}", "y", f"x{n}", "z")]
     await engine.command("HSET", f"ff:{P0}:lanes", *rows)
-    args = c.ApplyWeightsArgs(partition=P0, lane_id="mail", items=[c.Weight("a", "1")])
-    await engine.refused("too_many_names", args)
+    await engine.refused("too_many_names", told("weights:mail", {"a": "2"}))
     await engine.command("DEL", f"ff:{P0}:lanes")

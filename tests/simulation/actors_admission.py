@@ -51,8 +51,7 @@ def operator(scene: Scene, name: str) -> Talk:
     for n in range(3):
         yield from ask(_budget(scene, n))
         yield from ask(_quota(scene, n))
-    for partition in FP:
-        yield from ask(c.ApplyWeightsArgs(partition=partition, lane_id=ADMITTED, items=[c.Weight("t1", "3")]))  # type: ignore[arg-type]
+    yield from setting(scene, f"weights:{ADMITTED}", {"t1": "3"})
     while True:
         draw = rng.random()
         if draw < 0.08:
@@ -61,6 +60,9 @@ def operator(scene: Scene, name: str) -> Talk:
             yield from setting(scene, "lane:a", {"state": rng.choice(["active", "draining"])})
         elif draw < 0.2:
             yield from setting(scene, f"lane:{ADMITTED}", {"quota": rng.choice(["", "", "", QUOTAS[1], QUOTAS[2]])})
+        elif draw < 0.24:
+            weights = {rng.choice(["t1", "t2"]): rng.choice(["2", "0.5", "3", "4", ""])}
+            yield from setting(scene, f"weights:{rng.choice(['a', ADMITTED])}", weights)
         call = rng.choice(OPERATIONS)(scene)
         yield from ask(call)
         if isinstance(call, c.RaiseBudgetArgs) and rng.random() < 0.5:
@@ -144,9 +146,6 @@ OPERATIONS: list[Callable[[Scene], Args[Any]]] = [
     lambda s: c.ListQuotasArgs(partition=QP, limit=s.rng.choice([2, 9])),
     lambda s: c.ReadUniqueArgs(unique_id=s.rng.choice(KEYS)),
     lambda s: c.ReadOutboxArgs(partition=s.rng.choice(FP), limit=3),
-    lambda s: c.ApplyWeightsArgs(partition=s.rng.choice(FP), lane_id=s.rng.choice(["a", ADMITTED]),  # type: ignore[arg-type]
-                                 replace=s.rng.random() < 0.7,
-                                 items=[c.Weight(s.rng.choice(["t1", "t2"]), s.rng.choice(["2", "0.5", "3", "4"]))]),
 ]  # fmt: skip
 
 

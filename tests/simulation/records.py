@@ -157,6 +157,8 @@ class Lane:
         """Which every job of it takes a place of."""
         self.weights: dict[str, float] = {}
         """By fairness key, where it is not one."""
+        self.weighed = 0
+        """Revision of the weights it has."""
         self.turns: dict[int, dict[str, float]] = {}
         """By band: the virtual time under ``-`` and each fairness key's finish."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ffcore import limits
 from tests.simulation.ledger import Halt, Line, lines_of
-from tests.simulation.model import Expected, No, Say, digest_of
+from tests.simulation.model import Expected, No, Say
 from tests.simulation.records import QUEUED, Execution, Lane, Partition
 from tests.simulation.rules_mail import MailRules
 
@@ -299,13 +299,6 @@ class AdmissionRules(MailRules):
                 self.stop(p, x.adm, until, row.kind, uuid, x.lane, x.cap)
         x.undo = not row.ran
         self.unclaim(p, x, "refused")
-
-    def call_apply_weights(self, p: Partition, a: Any) -> Expected:
-        lane = self.lane(p, a.lane_id)
-        if a.replace:
-            lane.weights = {}
-        lane.weights |= {digest_of(row.key): float(row.weight) for row in a.items}
-        return Say("weights_applied", {"weights_n": len(lane.weights)})
 
     def call_explain(self, p: Partition, a: Any) -> Expected:
         x = self.find(p, a.execution_id)

@@ -6,13 +6,14 @@ from typing import Any
 
 from ffcore import limits
 from tests.simulation.between import Rules
-from tests.simulation.model import Expected, No, Say
+from tests.simulation.model import Expected, No, Say, digest_of
 from tests.simulation.records import Lane, Partition
 from tests.simulation.rules_queue import unpacked
 
 DEFAULTS: dict[str, dict[str, str]] = {
     "lane": {"aged_s": "0", "age_ms": str(limits.RETENTION_AGE_MS), "bytes": "0", "count": "0", "max_bytes": "0",
              "max_count": "0", "quota": "", "state": "active"},
+    "weights": {},
     "store": {"gate_bytes": "0", "gate_pct": str(limits.GATE_PCT)},
 }
 PARTITIONS_N = 2
@@ -24,6 +25,8 @@ class SettingsRules(Rules):
         kind = DEFAULTS[a.name.partition(":")[0]]
         known = p.settings.get(a.name)
         values = {**(known[2] if known else kind), **unpacked(a.changes)}
+        if a.name.startswith("weights:"):
+            values = {key: weight for key, weight in values.items() if weight not in ("", "1")}
         if known and known[2] == values:
             return Say("settings", {"name": a.name, "revision": known[0], "changed_at": known[1], "values": values,
                                     "changed": False})  # fmt: skip
@@ -47,6 +50,8 @@ class SettingsRules(Rules):
             values = {**DEFAULTS[kind], **unpacked(a.values)}
             if kind == "lane":
                 changed = self._apply_lane(p, a.revision, name, values)
+            elif kind == "weights":
+                changed = self._apply_weights(p, a.revision, name, values)
             else:
                 changed, p.gate_revision = a.revision > p.gate_revision, max(a.revision, p.gate_revision)
             if a.since <= p.reached:
@@ -78,6 +83,16 @@ class SettingsRules(Rules):
             if retention[2] > 0 and lane.bytes is None:
                 lane.bytes = 0
             p.reap[f"lane:{lane.no}"] = p.now
+        return True
+
+    def _apply_weights(self, p: Partition, revision: int, name: str, values: dict[str, str]) -> bool:
+        if name not in p.lanes and not values:
+            return False
+        lane = self.lane(p, name)
+        if revision <= lane.weighed:
+            return False
+        lane.weighed = revision
+        lane.weights = {digest_of(key): float(weight) for key, weight in values.items()}
         return True
 
     @staticmethod
